@@ -1,0 +1,44 @@
+# Two commands matter: `make demo` shows what prunelab does, `make test` checks that all of it works.
+# Both start from nothing but make, Python >= 3.11 and a package registry.
+PYTHON ?= python3
+BIN    := .venv/bin
+STAMP  := .venv/installed
+RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning
+
+.PHONY: demo test install config export nbs readme hooks bench clean
+
+demo: $(STAMP)           ## train on digits, prune with every method, print the table, save the figure
+	@$(RUN) python -m prunelab.demo
+
+test: $(STAMP)           ## generated files agree with their sources, every notebook runs, every test passes
+	$(RUN) pytest -q tests/test_project.py
+	$(RUN) OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
+	$(RUN) pytest -q tests --ignore tests/test_project.py
+
+install: $(STAMP)
+$(STAMP): settings.ini pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "prunelab needs Python 3.11 or newer, this is %s: make PYTHON=python3.12" % sys.version.split()[0]'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+config: $(STAMP)         ## pyproject.toml and the version, from settings.ini
+	$(RUN) nbdev-migrate-config
+
+export: $(STAMP)         ## notebooks -> prunelab/*.py
+	$(RUN) nbdev-export
+
+nbs: $(STAMP)            ## run notebooks in a real kernel and keep clean outputs: make nbs [NBS="nbs/00_core.ipynb ..."]
+	$(RUN) python docs/execute.py $(NBS)
+
+readme: $(STAMP)         ## nbs/index.ipynb -> README.md
+	$(RUN) python docs/readme.py
+
+hooks: $(STAMP)          ## git and Jupyter hooks that keep notebooks clean
+	$(RUN) nbdev-install-hooks
+
+bench: $(STAMP)          ## ratios against the peers, measured side by side on this machine
+	@$(RUN) python -m tests.bench
+
+clean:
+	rm -rf .venv build dist *.egg-info _docs _proc
