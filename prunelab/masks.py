@@ -23,48 +23,49 @@ def kept(
 # %% ../nbs/04_masks.ipynb #9a185cd1
 _INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-def _flip(i):
-    "Reverse the order of the negative integers among `i`; its own inverse"
-    return i ^ ((i >> (8*i.element_size() - 1)) & torch.iinfo(i.dtype).max)
-
-def _keys(x): return _flip((x + 0.).view(_INT[x.element_size()]))     # + 0. makes -0.0 and 0.0 the same
-
-def _histogram(keys, prefix, shift):
-    "How many `keys` that begin with `prefix` have each next 16-bit digit"
-    if prefix is not None: keys = keys[(keys >> (shift + 16)) == prefix]
-    digit = (keys >> shift).to(torch.int32) & 0xffff
-    return torch.bincount(digit if prefix is not None else digit ^ 0x8000, minlength=1 << 16)   # the sign sorts first
-
-# %% ../nbs/04_masks.ipynb #5b346f1f
 def _pieces(scores, dtype):
-    "The scores in small flat pieces, in order"
+    "The scores in flat pieces that fit a processor's cache, in order"
     for s in scores.values(): yield from s.detach().reshape(-1).split(1 << (22 if s.is_cuda else 18))
 
+def _digits(scores, dtype, shift, prefix=None):
+    "Histogram of the 16 bits at `shift` over all scores, or over those whose higher bits are `prefix`"
+    hist = 0
+    for c in _pieces(scores, dtype):
+        bits = (c.to(dtype) + 0.).view(_INT[dtype.itemsize])       # + 0. makes -0.0 and 0.0 the same
+        if prefix is not None: bits = bits[(bits >> (shift + 16)) == prefix]
+        hist = hist + torch.bincount((bits >> shift).to(torch.int32) & 0xffff, minlength=1 << 16).cpu()
+    return hist
+
+def _ascending(hist, negative):
+    "The histogram in the order of the floats; `negative` is None for the digit with the sign"
+    if negative is None: return torch.cat([hist[0x8000:].flip(0), hist[:0x8000]])
+    return hist.flip(0) if negative else hist
+
+# %% ../nbs/04_masks.ipynb #051e8cf9
 def kth_largest(
     scores:dict, # {name: tensor of floats}, any mixture of shapes
     k:int, # From 1 to the number of scores
 ) -> tuple: # (the k-th largest, how many equal to it are among the k largest, how many are equal to it)
-    "Exact selection by counting 16-bit digits: one reading for half precision, two for float32, without sorting or copying"
-    dtype, device = _dtype(scores), next(iter(scores.values())).device
-    prefix, bits = None, 8*dtype.itemsize
-    for shift in range(bits - 16, -1, -16):
-        hist = torch.zeros(1 << 16, dtype=torch.long, device=device)
-        for c in _pieces(scores, dtype): hist += _histogram(_keys(c.to(dtype)), prefix, shift).to(device)
+    "Exact selection by counting 16-bit digits: one reading for half precision, two for float32, no sorting, no copies"
+    dtype, prefix, negative = _dtype(scores), None, None
+    for shift in range(8*dtype.itemsize - 16, -1, -16):
+        hist = _ascending(_digits(scores, dtype, shift, prefix), negative)
         if prefix is None: _refuse_nan(scores, hist, dtype)
-        at_least = hist.flip(0).cumsum(0)                 # at_least[i] = how many have digit 65535-i or more
+        at_least = hist.flip(0).cumsum(0)                  # at_least[i]: how many are in the last i+1 places
         i = int((at_least < k).sum())
-        k -= int(at_least[i] - hist[65535 - i])
-        prefix = (65535 - i) - 0x8000 if prefix is None else (prefix << 16) | (65535 - i)
-    t = _flip(torch.tensor(prefix, dtype=_INT[dtype.itemsize], device=device)).view(dtype)
-    return t.item(), k, int(hist[65535 - i])
+        place, k = 65535 - i, k - int(at_least[i] - hist[65535 - i])
+        if prefix is None: negative, prefix = place < 0x8000, -1 - place if place < 0x8000 else place - 0x8000
+        else: prefix = (prefix << 16) | (65535 - place if negative else place)
+    t = torch.tensor(prefix, dtype=_INT[dtype.itemsize], device='cpu').view(dtype)
+    return t.item(), k, int(hist[place])
 
 def _dtype(scores):
     dtype = reduce(torch.promote_types, (s.dtype for s in scores.values()))
     return dtype if dtype.is_floating_point else torch.float64
 
 def _refuse_nan(scores, hist, dtype):
-    lo, hi = [int(_histogram(_keys(torch.tensor([v], dtype=dtype)), None, 8*dtype.itemsize - 16).argmax()) for v in (-torch.inf, torch.inf)]
-    if hist[hi+1:].any() or hist[:lo].any():
+    inf = int(_digits({'': torch.tensor([torch.inf], dtype=dtype)}, dtype, 8*dtype.itemsize - 16).argmax())
+    if hist[0x8000 + inf + 1:].any() or hist[:0x8000 - inf - 1].any():
         raise ValueError(f'scores of {[n for n, s in scores.items() if s.isnan().any()]} are not numbers (NaN): look at the weights or the batch they come from')
 
 # %% ../nbs/04_masks.ipynb #98a6d6f9
