@@ -1,0 +1,42 @@
+"A small `Learner` for the tests: a fixed random task, no data on disk, on every device there is."
+import os
+os.environ.setdefault('MPLBACKEND', 'agg')
+import pytest, torch
+from fastai.callback.progress import ProgressCallback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from torch import nn
+from prunelab.core import seeded
+
+def quiet(row): pass
+
+class Pairs:
+    "Inputs and the class that a fixed random teacher gives them"
+    def __init__(self, n=96, seed=0):
+        with seeded(seed):
+            self.x = torch.randn(n, 12, device='cpu')
+            self.y = (self.x @ torch.randn(12, 4, device='cpu')).argmax(1)
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return self.x[i], self.y[i]
+    def new_empty(self): return Pairs(0)
+
+def mlp():
+    "Three prunable weights, 12·20 + 20·10 + 10·4 = 480 in all, and a BatchNorm"
+    return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.BatchNorm1d(20), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 4))
+
+def make_learner(path='.', device='cpu', model=None, bs=16, **kwargs):
+    with seeded(1): model = model or mlp()
+    with seeded(2): dls = DataLoaders(DataLoader(Pairs(), bs=bs, shuffle=True), DataLoader(Pairs(48, 1), bs=48), device=torch.device(device))
+    learn = Learner(dls, model.to(device), CrossEntropyLossFlat(), path=path, **{'metrics': accuracy, **kwargs})
+    learn.remove_cbs(ProgressCallback)
+    learn.logger = quiet
+    return learn
+
+@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device here'))])
+def device(request): return request.param
+
+@pytest.fixture
+def new_learner(tmp_path, device): return lambda **kwargs: make_learner(tmp_path, device, **kwargs)

@@ -1,0 +1,374 @@
+"What the callback guarantees. Each test names its guarantee and fails if the code breaks it."
+import copy, pickle, warnings
+from functools import partial
+import numpy as np, pytest, torch
+from fastai.callback.core import Callback, CancelFitException, CancelStepException
+from fastai.callback.schedule import Learner, LRFinder
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.callback.training import GradientAccumulation
+from fastai.learner import load_learner
+from fastai.optimizer import SGD, Adam, OptimWrapper, RMSProp
+from torch import nn
+from prunelab.callbacks import PruneCB
+from prunelab.core import weights
+from prunelab.hold import HoldMasks
+from prunelab.masks import erk, global_, sparsity, uniform
+from prunelab.schedules import Schedule, gradual, one_shot, steps
+from prunelab.scores import lamp, magnitude, random_score
+from .conftest import Pairs, make_learner, mlp
+
+N = 480
+def zeros(learn): return sum(int((w == 0).sum()) for w in weights(learn.model).values())
+def state(learn): return {k: v.clone() for k, v in learn.model.state_dict().items()}
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+class Each(Callback):
+    "Calls `f(learn)` at `event`, after all other callbacks"
+    order = 99
+    def __init__(self, event, f): setattr(self, event, lambda: f(self.learn)); self.f = f
+
+# 1. exact counts, the target at the end of the last step, a measured column
+
+@pytest.mark.parametrize('budget', [global_, uniform, erk])
+@pytest.mark.parametrize('p', [0, .1, .505, .9, .97])
+def test_1_exact_count_with_ties(new_learner, budget, p):
+    learn = new_learner()
+    with torch.no_grad():
+        for w in weights(learn.model).values(): w.fill_(.5)     # every weight ties with every other
+    learn.prune(p, budget=budget)
+    assert zeros(learn) == round(p*N)
+
+@pytest.mark.parametrize('schedule', [gradual(end=1., n=1000), steps(7, end=1.), one_shot(1.), gradual(end=.3)])
+def test_1_target_at_the_end_of_the_last_step(new_learner, schedule):
+    learn, seen = new_learner(), []
+    learn.fit(2, .1, cbs=[PruneCB(.9, schedule=schedule), Each('after_batch', lambda l: seen.append(zeros(l)) if l.training else None)])
+    assert seen[-1] == round(.9*N) and zeros(learn) == round(.9*N)
+
+def test_1_column_is_measured(new_learner):
+    learn = new_learner()
+    with torch.no_grad(): learn.model[0].weight[:, :6] = 0
+    seen = []
+    learn.logger = seen.append
+    learn.fit(2, 0., cbs=[PruneCB(.1, schedule=one_shot(.5), score=lambda ws: {n: -w.detach().abs() for n, w in ws.items()})])
+    col = list(learn.recorder.metric_names).index('sparsity')
+    assert col == len(seen[0]) - 2
+    assert [round(row[col]*N) for row in seen] == [120, 120 + round(.1*N)]
+
+# 2. exact zeros after every step
+
+OPTS = {'sgd momentum': partial(SGD, mom=.9), 'adam': Adam, 'rmsprop momentum': partial(RMSProp, mom=.9), 'torch adamw': partial(OptimWrapper, opt=torch.optim.AdamW)}
+
+class SkipSome(Callback):
+    "What a loss scaler does on overflow: autocast, and every third step is skipped"
+    order = 10
+    def before_fit(self): self.n = 0
+    def before_batch(self): self.cast = torch.autocast('cpu', torch.bfloat16); self.cast.__enter__()
+    def after_loss(self): self.cast.__exit__(None, None, None)
+    def before_step(self):
+        self.n += 1
+        if self.n % 3 == 0: raise CancelStepException
+
+@pytest.mark.parametrize('cbs', [[], [SkipSome], [partial(GradientAccumulation, 48)]], ids=['plain', 'amp', 'accumulate'])
+@pytest.mark.parametrize('opt', OPTS)
+def test_2_zero_after_every_step(new_learner, opt, cbs):
+    learn, bad = new_learner(opt_func=OPTS[opt], wd=.1), []
+    learn.fit(1, .1)                                            # the optimizer has momentum before pruning
+    cb = PruneCB(.8, schedule=gradual(end=.5))
+    check = lambda l: bad.append(any((w[~cb.masks[n]] != 0).any() for n, w in cb.weights().items()))
+    learn.fit(3, .1, cbs=[cb, Each('after_step', check), Each('after_batch', check)] + [c() for c in cbs])
+    assert len(bad) > 20 and not any(bad)
+
+def test_2_infinite_weights_too(new_learner):
+    learn = new_learner()
+    cb = learn.prune(.5)
+    with torch.no_grad():
+        for n, w in weights(learn.model).items(): w[~cb.masks[n]] = float('nan')
+    cb.hold.after_step()
+    assert zeros(learn) == N//2
+
+class Flip(PruneCB):
+    "Keeps one half of each weight, then the other, then the first again"
+    def propose(self, t):
+        half = {n: torch.arange(w.numel(), device=w.device).view(w.shape) % 2 == len(self.rows) % 2 for n, w in self.weights().items()}
+        return half, {n: torch.ones_like(w) for n, w in self.weights().items()}
+
+@pytest.mark.parametrize('opt', OPTS)
+def test_2_optimizer_state_of_moved_weights_is_zero(new_learner, opt):
+    learn, seen = new_learner(opt_func=OPTS[opt]), []
+    learn.fit(1, .1)
+    cb = Flip(.5, schedule=steps(3, end=.6))
+    def check(l):
+        rows = len(cb.rows)
+        if rows == len(seen): return
+        moved = {n: ~m if rows == 1 else torch.ones_like(m) for n, m in cb.masks.items()}    # first half leaves; then all change sides
+        st = getattr(l.opt, 'opt', l.opt).state
+        seen.append([v[moved[n]].abs().max().item() for n, w in cb.weights().items() for v in st[w].values() if torch.is_tensor(v) and v.shape == w.shape])
+    learn.fit(3, .1, cbs=[cb, Each('before_batch', check)])
+    assert len(seen) == 3 and all(len(s) >= 3 for s in seen) and not np.any(seen)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='fastai mixed precision needs CUDA')
+def test_2_real_mixed_precision(tmp_path):
+    learn, bad = make_learner(tmp_path, 'cuda').to_fp16(), []
+    cb = PruneCB(.8, schedule=gradual(end=.5))
+    learn.fit(3, .1, cbs=[cb, Each('after_step', lambda l: bad.append(any((w[~cb.masks[n]] != 0).any() for n, w in cb.weights().items())))])
+    assert bad and not any(bad) and zeros(learn) == round(.8*N)
+
+# 3. masks live outside the module
+
+def test_3_state_dict_and_deepcopy(new_learner):
+    learn = new_learner()
+    keys = list(learn.model.state_dict())
+    learn.prune(.5)
+    twin = copy.deepcopy(learn.model)
+    assert list(learn.model.state_dict()) == keys == list(twin.state_dict())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in learn.model.modules())
+
+def test_3_save_and_load(new_learner):
+    learn = new_learner()
+    learn.prune(.5); learn.fit(1, .1); learn.save('m')
+    before = state(learn)
+    learn.fit(1, .1); learn.load('m')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        learn.validate()
+    assert same(state(learn), before)
+
+@pytest.mark.parametrize('attached', [True, False], ids=['on the Learner', 'held only'])
+def test_3_lr_find_changes_nothing(new_learner, attached):
+    cb = PruneCB(.8, score=random_score, schedule=gradual(n=10))
+    learn = new_learner(cbs=cb if attached else None)
+    learn.fit(1, .1) if attached else learn.fit(1, .1, cbs=cb)
+    if attached: cb.done, cb.rows = 4, cb.rows[:4]             # in the middle of its schedule
+    now = lambda: (state(learn), {n: m.clone() for n, m in cb.hold.masks.items()}, cb.draws, cb.done, cb.step, len(cb.rows))
+    a = now(); learn.lr_find(num_it=12, show_plot=False); b = now()
+    assert same(a[0], b[0]) and same(a[1], b[1]) and a[2:] == b[2:]
+    assert zeros(learn) == round(.8*N)
+
+def test_3_save_model_never_restores_an_epoch_before_the_target(new_learner):
+    learn = new_learner()
+    learn.fit(15, .02)                                          # a good dense net: every pruned epoch is worse
+    saved = []
+    class Saved(SaveModelCallback):
+        def _save(self, name): saved.append(zeros(self.learn)); super()._save(name)
+    learn.fit(6, 1e-4, cbs=[PruneCB(.9, schedule=steps(3, end=.6)), Saved()])
+    assert saved[0] < round(.9*N) and saved[-1] == round(.9*N) == zeros(learn)
+
+def test_3_early_stopping_waits_for_the_target(new_learner):
+    learn = new_learner()
+    learn.fit(15, .02)
+    cb = PruneCB(.9, schedule=steps(2, end=.6))
+    learn.fit(10, 0., cbs=[cb, EarlyStoppingCallback(patience=1)])     # lr 0: no epoch improves on the one before
+    assert cb.finished and zeros(learn) == round(.9*N)
+    assert learn.epoch < 9                                      # and it still stops afterwards
+
+def test_3_an_epoch_without_masks_does_not_win_after_learn_prune(new_learner):
+    learn, keep = new_learner(), SaveModelCallback(reset_on_fit=False)
+    learn.fit(15, .02, cbs=keep)
+    learn.prune(.9)
+    learn.fit(2, 1e-4, cbs=keep)
+    assert (learn.path/learn.model_dir/'model.pth').exists() and zeros(learn) == round(.9*N)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        learn.validate()
+
+@pytest.mark.parametrize('to_cpu', [True, False])
+def test_3_export_and_load_learner(new_learner, to_cpu):
+    learn = new_learner(cbs=PruneCB(.8, score=random_score, schedule=gradual(n=5)))
+    learn.logger = print
+    learn.fit(1, .1)
+    learn.export('m.pkl')
+    twin = load_learner(learn.path/'m.pkl', cpu=to_cpu)
+    assert same({k: v.cpu() for k, v in state(learn).items()}, {k: v.cpu() for k, v in state(twin).items()})
+    twin.dls = make_learner(device='cpu' if to_cpu else learn.dls.device).dls
+    twin.fit(1, .1)
+    assert zeros(twin) == round(.8*N) and twin.prune_cb.masks.keys() == weights(twin.model).keys()
+    twin.prune(.9, score=random_score)
+    assert zeros(twin) == round(.9*N)
+
+def test_3_no_generator_is_kept(new_learner):
+    learn = new_learner()
+    cb = learn.prune(.5, score=random_score)
+    pickle.dumps(cb.__dict__ | {'hold': None})                  # a live torch.Generator could not be pickled across devices
+    assert not any(isinstance(v, torch.Generator) for v in [*cb.__dict__.values(), *cb.hold.__dict__.values()])
+
+# 4. masks persist
+
+def test_4_second_fit_without_the_callback(new_learner):
+    learn = new_learner()
+    cb = PruneCB(.9)
+    learn.fit(1, .1, cbs=cb)
+    assert cb not in learn.cbs and cb.learn is None
+    learn.fit(2, .1)
+    assert zeros(learn) == round(.9*N)
+
+def test_4_the_schedule_runs_once(new_learner):
+    learn, cb = new_learner(), PruneCB(.9, schedule=gradual(n=5))
+    learn.fit(1, .1, cbs=cb)
+    n = len(cb.history)
+    learn.fit(2, .1, cbs=cb)
+    assert n == len(cb.history) == 5 and zeros(learn) == round(.9*N)
+
+def split(model): return [list(model[:3].parameters()), list(model[3:].parameters())]
+
+@pytest.mark.parametrize('when_frozen', [False, True])
+def test_4_fine_tune(new_learner, when_frozen):
+    learn, cb = new_learner(splitter=split), PruneCB(.9, schedule=gradual(n=4), when_frozen=when_frozen)
+    seen = []
+    learn.logger = seen.append
+    learn.fine_tune(2, .01, freeze_epochs=2, cbs=cb)
+    col = list(learn.recorder.metric_names).index('sparsity')
+    assert [round(row[col]*N) for row in seen][1] == (round(.9*N) if when_frozen else 0)
+    assert len(cb.history) == 4 and zeros(learn) == round(.9*N)
+
+def test_4_a_schedule_that_only_waited_is_reported(new_learner):
+    learn = new_learner(splitter=split)
+    learn.freeze(); learn.fit(1, .01, cbs=PruneCB(.9))
+    assert zeros(learn) == 0
+    with pytest.warns(UserWarning, match='never pruned'): learn.validate()
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError('x'), CancelFitException()], ids=['keyboard', 'error', 'cancel'])
+@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'before_step', 'after_step', 'after_train', 'before_validate'])
+def test_4_interrupted_fit(new_learner, error, event):
+    learn, cb = new_learner(opt_func=partial(SGD, mom=.9)), PruneCB(.9, schedule=gradual(n=20))
+    class Break(Callback):
+        def __init__(self): self.n = 0
+    def brk(self):
+        self.n += 1
+        if self.n == (9 if 'train' not in event and 'valid' not in event else 1): raise error
+    setattr(Break, event, brk)
+    try: learn.fit(4, .1, cbs=[cb, Break()])
+    except (KeyboardInterrupt, RuntimeError): pass
+    assert cb not in learn.cbs and not cb.finished
+    assert all(w.isfinite().all() for w in learn.model.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)
+        learn.validate()
+    assert zeros(learn) >= round(cb.history['total'].iloc[-1]*N)
+    rows = []
+    learn.logger = rows.append
+    learn.fit(2, .1, cbs=cb)                                    # goes on where it was
+    assert zeros(learn) == round(.9*N) and len(cb.history) <= 20
+    assert list(learn.recorder.metric_names).count('sparsity') == 1 and len(rows[-1]) == len(learn.recorder.metric_names)
+
+def test_4_load_applies_masks_again_and_warns(new_learner):
+    learn = new_learner()
+    learn.save('dense'); learn.prune(.9); learn.load('dense')
+    with pytest.warns(UserWarning, match='90.00%.*0.00%'): learn.get_preds()
+    assert zeros(learn) == round(.9*N)
+
+@pytest.mark.parametrize('look', [lambda l: l.validate(), lambda l: l.get_preds(), lambda l: l.validate(ds_idx=0)])
+def test_4_validation_and_prediction_never_prune(new_learner, look):
+    cb = PruneCB(.9)
+    learn = new_learner(cbs=cb)
+    before = state(learn); look(learn)
+    assert same(before, state(learn)) and not cb.rows and not cb.finished
+
+def test_4_finalize(new_learner):
+    learn = new_learner()
+    cb = learn.prune(.9)
+    cb.finalize()
+    assert zeros(learn) == round(.9*N) and not [c for c in learn.cbs if isinstance(c, (HoldMasks, PruneCB))]
+    learn.fit(1, .1)
+    assert zeros(learn) < round(.9*N)
+
+def test_4_two_callbacks_share_the_holder(new_learner):
+    learn = new_learner()
+    learn.fit(1, .1, cbs=[PruneCB(.9, exclude='0'), PruneCB(.5, exclude=['3', '5'])])
+    assert zeros(learn) == round(.9*240) + round(.5*240)
+
+def test_4_from_sparse_to_sparser(new_learner):
+    learn = new_learner()
+    first = learn.prune(.5).masks
+    cb = PruneCB(.9, schedule=gradual(n=6))
+    learn.fit(2, .1, cbs=cb)
+    assert cb.history['total'].iloc[0] > .5 and zeros(learn) == round(.9*N)
+    assert all((cb.masks[n] <= first[n]).all() for n in first)          # what was pruned stayed pruned
+
+# 5. what is pruned
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+        self.b.weight = self.a.weight
+    def forward(self, x): return self.c(self.b(self.a(x).relu()).relu())
+
+def test_5_tied_weights_count_once(new_learner):
+    learn = new_learner(model=Tied())
+    learn.prune(.5)
+    learn.fit(1, .1)
+    assert zeros(learn) == round(.5*(144 + 48)) and learn.model.a.weight is learn.model.b.weight
+
+def test_5_exclude(new_learner):
+    learn = new_learner()
+    for e in ('0', '0.*', '0.weight', learn.model[0], ['0', learn.model[0]]):
+        cb = learn.prune(.9, exclude=e)
+        assert list(cb.masks) == ['3.weight', '5.weight'] and (learn.model[0].weight != 0).all()
+
+@pytest.mark.parametrize('make, message', [
+    (lambda: PruneCB(1.), 'below 1'), (lambda: PruneCB(-.1), 'at least 0'), (lambda: PruneCB(90), 'did you mean 0.9'), (lambda: PruneCB(float('nan')), 'fraction'),
+    (lambda: PruneCB(.9, score='lamp'), 'functions'), (lambda: PruneCB(.9, schedule='one_shot'), 'Schedule'), (lambda: PruneCB(.9, seed=-1), 'non-negative')])
+def test_5_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message): make()
+
+@pytest.mark.parametrize('exclude', ['head', ['0', 'nosuch*'], '*', nn.Linear(2, 2)])
+def test_5_bad_exclude_is_refused_on_attach(new_learner, exclude):
+    with pytest.raises(ValueError, match='0.weight'): new_learner(cbs=PruneCB(.9, exclude=exclude))
+
+@pytest.mark.parametrize('out, message', [
+    ({'nosuch': torch.ones(1).bool()}, 'choose from'), ({'0.weight': torch.ones(2, 2).bool()}, 'shape'), ({'0.weight': torch.ones(20, 12)}, 'bool'),
+    (({}, {'5.weight': torch.ones(3)}), 'shape')])
+def test_5_bad_proposals_write_nothing(new_learner, out, message):
+    class Bad(PruneCB):
+        def propose(self, t): return out
+    learn = new_learner()
+    before = state(learn)
+    with pytest.raises(ValueError, match=message): learn.prune(Bad(.5))
+    assert same(before, state(learn))
+
+def test_5_a_changed_model_is_reported(new_learner):
+    learn = new_learner()
+    learn.prune(.5)
+    learn.model = nn.Sequential(nn.Linear(12, 4))
+    with pytest.raises(Exception, match='finalize'): learn.validate()
+
+# 6. randomness is the callback's own
+
+def test_6_two_runs_agree_and_seeds_differ(new_learner):
+    def run(seed):
+        learn = new_learner()
+        cb = PruneCB(.5, score=random_score, schedule=steps(3), seed=seed)
+        learn.fit(1, 0., cbs=cb)
+        return cb.masks
+    assert same(run(1), run(1)) and not same(run(1), run(2))
+
+def test_6_global_random_state_is_untouched(new_learner):
+    learn = new_learner()
+    states = lambda: (torch.get_rng_state(), np.random.get_state()[1].tolist())
+    a = states(); learn.prune(.5, score=random_score); b = states()
+    assert torch.equal(a[0], b[0]) and a[1] == b[1]
+
+def test_6_random_scores_do_not_bring_weights_back(new_learner):
+    learn, cb = new_learner(), PruneCB(.9, score=random_score, schedule=steps(4))
+    masks = []
+    learn.fit(2, .1, cbs=[cb, Each('before_batch', lambda l: masks.append(cb.masks))])
+    assert all((b[n] <= a[n]).all() for a, b in zip(masks, masks[1:]) for n in a)
+
+# 7. the loss is the task's
+
+def test_7_valid_loss_and_validate(new_learner):
+    learn = new_learner()
+    learn.fit(1, .1, cbs=PruneCB(.5))
+    names, row = list(learn.recorder.metric_names), learn.recorder.values[-1]
+    res = learn.validate()
+    assert len(res) == 2 and names == ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'sparsity', 'time']
+    assert abs(res[0] - row[1]) < 1e-6 and abs(res[1] - row[2]) < 1e-6
+    preds, y = learn.get_preds()
+    assert abs(nn.functional.nll_loss(preds.log(), y).item() - res[0]) < 1e-5
+
+def test_7_fastai_plots_work(new_learner):
+    learn = new_learner()
+    cb = PruneCB(.5, schedule=gradual(n=4))
+    learn.fit(2, .1, cbs=cb)
+    learn.recorder.plot_loss()
+    assert cb.plot_history() is not None and list(cb.history.columns) == [*cb.masks, 'total']
