@@ -17,19 +17,27 @@ def clean_output(o):
         return o if o.text.strip() else None
     if o.output_type in ('display_data', 'execute_result'):
         html = o.data.get('text/html', '')
-        if PROGRESS.search(html) or (not html and not ''.join(o.data.get('text/plain', 'x')).strip()):
+        if PROGRESS.search(html) or ('text/html' in o.data and not html.strip()):
             table = re.search(r'<table.*</table>', html, re.S)
             if not table: return None
             o.data['text/html'] = table[0]
         if 'image/svg+xml' in o.data or 'image/png' in o.data: o.data.pop('text/plain', None)
     return o
 
+def joined(outputs):
+    "Consecutive pieces of one stream as one"
+    res = []
+    for o in outputs:
+        if res and o.output_type == res[-1].output_type == 'stream' and o.name == res[-1].name: res[-1].text += o.text
+        else: res.append(o)
+    return res
+
 def execute(path):
     "Run one notebook; its file changes only if every cell ran"
     start, nb = time.time(), nbformat.read(path, as_version=4)
     NotebookClient(nb, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()
     for c in nb.cells:
-        if c.cell_type == 'code': c.outputs = [o for o in map(clean_output, c.outputs) if o is not None]
+        if c.cell_type == 'code': c.outputs = [o for o in map(clean_output, joined(c.outputs)) if o is not None]
     clean_nb(nb)
     size = sum(len(str(c.get('outputs', ''))) for c in nb.cells)
     if size > LIMIT: raise ValueError(f'{path.name}: {size} bytes of output, at most {LIMIT} are allowed: use SVG for few marks, PNG for many')
@@ -39,7 +47,8 @@ def execute(path):
     return f'{path.relative_to(ROOT)}: {time.time()-start:.0f} s, {size/1000:.0f} kB of output'
 
 if __name__ == '__main__':
-    os.environ.update(SOURCE_DATE_EPOCH='0', PYTHONHASHSEED='0')   # the same figure is the same file
+    os.environ.update(SOURCE_DATE_EPOCH='0', PYTHONHASHSEED='0',   # the same figure is the same file
+                      PYTHONWARNINGS='ignore::FutureWarning,ignore::DeprecationWarning,ignore::ResourceWarning')
     for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(k, '1')
     paths = [Path(p).resolve() for p in sys.argv[1:]] or sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
     with ThreadPoolExecutor(2) as ex:

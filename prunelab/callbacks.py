@@ -13,7 +13,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
-from .core import weights, generator, OURS, PLAIN
+from .core import weights, generator, OURS
 from .hold import holder
 from .masks import global_, kept, sparsity
 from .schedules import Schedule, one_shot
@@ -149,7 +149,7 @@ def plot_history(self:PruneCB, ax=None):
     "Sparsity of each layer, and of all together, over training steps"
     ax, h = ax or plt.subplots()[1], self.history
     h = pd.concat([h, h.iloc[-1:].set_axis([max(self.step, h.index[-1] + 1)])])
-    for n in self.names: ax.step(h.index, h[n], where='post', lw=1, alpha=.7, label=n, color=None if len(self.names) < 6 else PLAIN)
+    for i, n in enumerate(self.names): ax.step(h.index, h[n], where='post', lw=1, label=n, color=f'{.2 + .6*i/len(self.names):.2f}')
     ax.step(h.index, h['total'], where='post', color=OURS, lw=2.5, label='total')
     ax.set(xlabel='training step', ylabel='sparsity', ylim=(0, 1.02))
     return ax

@@ -1,0 +1,104 @@
+"""Sixteen noisy networks, pruned to 90 % and evaluated: `evaluate_population` against copy, noise, `torch.nn.utils.prune`, loop.
+
+`python -m tests.bench.bench_population` prints the rows. Both sides get the same draws and must find the same accuracies."""
+import copy, tempfile, time
+from pathlib import Path
+import torch
+from fastai.vision.data import ImageDataLoaders
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
+from prunelab.basin import evaluate_population, noise, population
+from prunelab.core import generator, seeded, weights
+from prunelab.masks import apply_, global_
+from prunelab.scores import magnitude
+
+N, MEMBERS, SIGMA, SPARSITY, BS = 1000, 16, .02, .9, 256
+
+def make_images(
+    folder:Path, # Gets `train` (a handful, never read here) and `valid`, each with one folder per class
+    n:int=N, # Images, 28x28 grey
+):
+    "Ten classes: one blurred pattern for each class, plus noise"
+    gen = generator(0, 'cpu')
+    patterns = F.interpolate(torch.rand(10, 1, 7, 7, generator=gen), size=28, mode='bilinear')[:, 0]
+    for i in range(n + 10):
+        img = (patterns[i % 10] + .5*torch.randn(28, 28, generator=gen)).clamp(0, 1)
+        to = folder/('train' if i < 10 else 'valid')/str(i % 10)
+        to.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((img*255).byte().numpy()).save(to/f'{i}.png')
+
+def lenet():
+    "LeNet-5 for three equal colours, as fastai reads grey PNGs"
+    return nn.Sequential(nn.Conv2d(3, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+                         nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
+
+def trained(batches):
+    "Two epochs in random order: enough for the members' accuracies to differ, so that agreement means something"
+    x, y = map(torch.cat, zip(*batches))
+    with seeded(0):
+        net = lenet()
+        opt = torch.optim.Adam(net.parameters(), 2e-3)
+        for i in torch.randperm(2*len(y)).remainder(len(y)).split(64): F.cross_entropy(net(x[i]), y[i]).backward(); opt.step(); opt.zero_grad()
+    return net
+
+def ours(net, dl, chunk=MEMBERS):
+    "Draw, prune and evaluate in one pass per chunk"
+    def members():
+        for m in population(weights(net), SIGMA, MEMBERS, seed=1): yield apply_(m, global_(magnitude(m), SPARSITY))
+    return evaluate_population(net, members(), dl, chunk=chunk).tolist()
+
+@torch.no_grad()
+def peer(net, dl):
+    "One copy, one pruning and one loop over the data per member"
+    accs = []
+    for i in range(MEMBERS):
+        other = copy.deepcopy(net).eval()
+        eps = noise(weights(other), (1, i))
+        for n, w in weights(other).items(): w.add_(SIGMA*eps[n])
+        prune.global_unstructured([(m, 'weight') for m in other if hasattr(m, 'weight')], prune.L1Unstructured, amount=SPARSITY)
+        right = total = 0
+        for x, y in dl: right += int((other(x).argmax(1) == y).sum()); total += len(y)
+        accs.append(right/total)
+    return accs
+
+def timed(f, *args, **kwargs):
+    start = time.perf_counter()
+    out = f(*args, **kwargs)
+    return time.perf_counter() - start, out
+
+def run(
+    repeats:int=2, # Rounds of all contestants in turn, after one that only warms up (five times as many without a loader); the fastest counts
+    threads:int=2, # For torch; take 1 where other work shares the cores, or the threads wait for each other
+) -> list: # Rows {what, ours, peer, ratio, target}: seconds, or MB in rows that say so; ratio = peer/ours; target None: for information
+    "Seconds for 16 members on a CPU"
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with tempfile.TemporaryDirectory() as tmp:
+            make_images(Path(tmp))
+            dls = ImageDataLoaders.from_folder(tmp, valid='valid', bs=BS, num_workers=0, device='cpu')
+            packed = [(x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in dls.valid]
+            net = trained(packed)
+            contestants = dict(peer=(peer, dls.valid), loader=(ours, dls.valid), single=(ours, dls.valid, 1), packed=(ours, packed), peer_packed=(peer, packed))
+            best = {}
+            for r in range(5*repeats + 1):
+                for name, (f, dl, *chunk) in contestants.items():
+                    if r == 0: dl = packed[:1]                     # warm-up
+                    elif r > repeats and dl is not packed: continue
+                    secs, accs = timed(f, net, dl, *chunk)
+                    if r: best[name] = min((secs, accs), best.get(name, (secs, accs)))
+    finally: torch.set_num_threads(before)
+    accs = best['peer'][1]
+    assert all(b[1] == accs for b in best.values()) and len(set(accs)) > 1, 'the contestants disagree on the accuracies'
+    row = lambda what, a, b, target: dict(what=what, ours=best[a][0], peer=best[b][0], ratio=best[b][0]/best[a][0], target=target)
+    mb = 4e-6*sum(w.numel() for w in weights(net).values())
+    return [row(f'{MEMBERS} members, same fastai loader, chunk={MEMBERS}', 'loader', 'peer', 1.),
+            row(f'{MEMBERS} members, same fastai loader, chunk=1', 'single', 'peer', None),
+            row(f'{MEMBERS} members, packed batches against the fastai loader', 'packed', 'peer', 3.),
+            row(f'{MEMBERS} members, packed batches on both sides', 'packed', 'peer_packed', None),
+            dict(what=f'MB of live members at chunk={MEMBERS}, against one copy with original, mask and product', ours=MEMBERS*mb, peer=3*mb, ratio=3/MEMBERS, target=None)]
+
+if __name__ == '__main__':
+    for r in run(): print(f"{r['what']:<75} ours {r['ours']:8.3f}  peer {r['peer']:8.3f}  ratio {r['ratio']:6.2f}  target {r['target']}")

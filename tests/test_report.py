@@ -1,0 +1,135 @@
+"What prunelab.report promises beyond its page"
+import copy, gzip, warnings
+import pandas as pd, pytest, torch
+from safetensors.torch import save
+from torch import nn
+from prunelab.core import seeded, weights
+from prunelab.models import lenet5, resnet18
+from prunelab.report import REST, macs, plot_layers, sizes, sparse_bytes, stored, table
+
+@pytest.fixture
+def net():
+    with seeded(0): net = lenet5()
+    with torch.no_grad(): net.fc1.weight[::2] = 0
+    return net
+
+def test_macs_of_lenet5_by_hand(net):
+    m = macs(net, torch.zeros(9, 1, 28, 28))['MACs']
+    assert m.to_dict() == {'conv1.weight': 24*24*20*25, 'conv2.weight': 8*8*50*20*25, 'fc1.weight': 800*500, 'fc2.weight': 5000, REST: 0}
+
+@pytest.mark.parametrize('layer,shape,expected', [
+    (nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2), (4, 9, 9), 5*5*8*2*9),
+    (nn.Conv1d(3, 5, 4), (3, 10), 7*5*3*4),
+    (nn.ConvTranspose2d(2, 3, 2, stride=2), (2, 4, 4), 4*4*2*3*4),
+    (nn.Linear(6, 5), (7, 6), 7*6*5)])
+def test_macs_of_layers(layer, shape, expected):
+    assert macs(layer, torch.zeros(2, *shape))['MACs'].to_dict() == {'weight': expected, REST: 0}
+
+def test_macs_sparse_is_dense_times_kept_fraction(net):
+    m = macs(net, torch.zeros(1, 1, 28, 28))
+    assert m['sparse MACs']['fc1.weight'] == m['MACs']['fc1.weight']//2
+    assert m['sparse MACs']['conv2.weight'] == m['MACs']['conv2.weight']
+
+def test_macs_changes_nothing():
+    with seeded(0): net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(), nn.Flatten(), nn.Linear(36, 2))
+    net.train(); net[1].eval()
+    x, before, rng = torch.ones(3, 1, 5, 5), copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    x0 = x.clone()
+    macs(net, x)
+    assert [m.training for m in net.modules()] == [True, True, False, True, True, True, True]
+    assert all(torch.equal(before[n], t) for n, t in net.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    assert torch.equal(x, x0) and torch.equal(rng, torch.get_rng_state())
+    with pytest.raises(RuntimeError): macs(net, torch.ones(1, 3, 5, 5))      # wrong channels: the modes still come back
+    assert net.training and not net[1].training
+
+def test_macs_leaves_an_inplace_input_alone():
+    x = -torch.ones(1, 3)
+    macs(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), x)
+    assert torch.equal(x, -torch.ones(1, 3))
+
+def test_macs_of_attention_are_told_apart():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with torch.no_grad(): m = macs(layer, torch.zeros(1, 5, 8))['MACs']
+    assert m['self_attn.in_proj_weight'] == 5*8*24 and m['self_attn.out_proj.weight'] == 5*8*8
+    assert m['linear1.weight'] == m['linear2.weight'] == 5*8*16
+    assert m[REST] == 2*5*5*8                # scores and their product with the values
+
+def test_macs_of_several_inputs_and_errors():
+    class Two(nn.Module):
+        def __init__(self): super().__init__(); self.a = nn.Bilinear(3, 4, 2); self.b = nn.Linear(2, 5)
+        def forward(self, x, y): return self.b(x[:, :2]) + y[:, :1]
+    with pytest.warns(UserWarning, match='a.weight'): m = macs(Two(), (torch.zeros(2, 3), torch.zeros(2, 4)))
+    assert m['MACs']['b.weight'] == 10
+    with pytest.raises(ValueError, match='must be a tensor'): macs(nn.Linear(2, 2), 3)
+
+def test_table_adds_up(net):
+    x = torch.zeros(1, 1, 28, 28)
+    t = table(net, x)
+    ws = weights(net)
+    assert list(t.index) == [*ws, 'prunable weights', REST, 'all parameters']
+    for c in ('weights', 'kept', 'MACs', 'sparse MACs'):
+        assert t[c][list(ws)].sum() == t[c]['prunable weights'] == t[c]['all parameters'] - t[c][REST]
+    assert t['weights']['all parameters'] == sum(p.numel() for p in net.parameters())
+    assert t['kept']['all parameters'] == t['weights']['all parameters'] - 200_000
+    assert t['compression']['fc1.weight'] == 2 and t['shape']['fc1.weight'] == (500, 800)
+    assert t['share'][list(ws)].sum() + t['share'][REST] == pytest.approx(1)
+    assert t['speed-up']['all parameters'] == pytest.approx(2_293_000/2_093_000)
+    assert 'MACs' not in table(net)
+
+def test_table_with_exclusion_counts_the_excluded_as_the_rest(net):
+    full, part = table(net, torch.zeros(1, 1, 28, 28)), table(net, torch.zeros(1, 1, 28, 28), exclude='fc1')
+    assert 'fc1.weight' not in part.index and part['compression']['prunable weights'] == 1
+    for c in ('weights', 'kept', 'MACs', 'sparse MACs'): assert part[c]['all parameters'] == full[c]['all parameters']
+    assert part['MACs'][REST] == full['MACs']['fc1.weight']
+    with pytest.raises(ValueError, match='matches none'): table(net, exclude='head')
+
+def test_table_counts_a_tied_weight_once():
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    net[1].weight = net[0].weight
+    t = table(net, torch.zeros(1, 4))
+    assert t['weights']['all parameters'] == 16 and t['MACs']['all parameters'] == 32
+
+def test_display(net):
+    with torch.no_grad(): net.fc1.weight.zero_()
+    t = table(net, torch.zeros(1, 1, 28, 28))
+    for text in (repr(t), t._repr_html_()): assert 'empty' in text and '400,000' in text and '100.00%' in text and 'nan' not in text.lower()
+    assert isinstance(t, pd.DataFrame)
+    repr(t[['kept']]); repr(t.T); repr(t['kept'])
+
+def test_whole_network_empty():
+    net = nn.Linear(4, 2, bias=False)
+    with torch.no_grad(): net.weight.zero_()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert 'empty' in repr(table(net, torch.zeros(1, 4)))
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_stored_and_sparse_bytes(dtype):
+    w = torch.tensor([[0., -0., 1.], [float('nan'), 0., float('inf')]], dtype=dtype)
+    assert stored(w).tolist() == [[False, True, True], [True, False, True]]
+    assert sparse_bytes(w) == 1 + 4*dtype.itemsize and sparse_bytes(w.T) == sparse_bytes(w)
+    assert sparse_bytes(w, torch.float16) == 1 + 4*2
+    assert sparse_bytes(torch.zeros(17, dtype=dtype)) == 3
+
+def test_sizes(net):
+    s, raw = sizes(net), save(dict(net.state_dict()))
+    assert s['dense'] == len(raw) and s['gzip'] == len(gzip.compress(raw, 6))
+    assert s['parameters'] == 431_080 and s['nonzeros'] == sum(int(p.count_nonzero()) for p in net.parameters())
+    assert s['sparse'] == 4*431_080 - 4*400_000 + 400_000//8 + 4*200_000
+    with seeded(0): bn = sizes(resnet18(width=.1))
+    assert bn['sparse'] <= bn['dense']                       # nothing to gain: stays dense
+
+def test_sizes_counts_a_tied_weight_once():
+    net = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
+    net[1].weight = net[0].weight
+    assert sizes(net)['sparse'] == 4*64*64
+
+def test_plot_layers(net):
+    import matplotlib
+    matplotlib.use('Agg')
+    with torch.no_grad(): net.fc2.weight.zero_()
+    ax = plot_layers(net, color='black', label='net')
+    line, empty = ax.lines
+    assert list(line.get_ydata()) == [1, 1, .5, 0] and list(empty.get_xdata()) == [3]
+    assert len(plot_layers(net, exclude='conv*').lines[0].get_ydata()) == 2
