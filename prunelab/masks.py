@@ -32,8 +32,8 @@ def _digits(scores, dtype, shift, prefix=None):
     hist = 0
     for c in _pieces(scores, dtype):
         bits = (c.to(dtype) + 0.).view(_INT[dtype.itemsize])       # + 0. makes -0.0 and 0.0 the same
-        if prefix is not None: bits = bits[(bits >> (shift + 16)) == prefix]
-        hist = hist + torch.bincount((bits >> shift).to(torch.int32) & 0xffff, minlength=1 << 16).cpu()
+        if prefix is not None: bits = bits[((bits >> (shift + 16)) == prefix).nonzero().flatten()]
+        hist = hist + torch.bincount((bits >> shift).to(torch.int32).bitwise_and_(0xffff), minlength=1 << 16).cpu()
     return hist
 
 def _ascending(hist, negative):

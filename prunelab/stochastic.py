@@ -59,8 +59,8 @@ class StochasticPruning(PruneCB):
         self.sigma, self.n, self.select, self.kind, self.metric, self.values = sigma, n, select, kind, metric, None
 
     def propose(self, t):
-        ws, goal, seed = self.weights(), self.goal(t), (self.seed, self.draws)
         self.draws += 1
+        ws, goal, seed = self.weights(), self.goal(t), (self.seed, self.draws)
         draw = lambda i: stochastic_prune(ws, goal, self.sigma, (*seed, i), self.score, self.budget, self.kind, self.hold.masks)
         members = (apply_(values, masks) for masks, values in map(draw, range(self.n)))
         self.values = evaluate_population(self.learn.model, members, self.dls.valid, self.metric)

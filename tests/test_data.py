@@ -1,5 +1,5 @@
-"What prunelab.data promises beyond its page"
-import copy, pickle, random
+"What prunelab.images and prunelab.data promise beyond their pages"
+import copy, pickle, random, subprocess, sys
 import numpy as np, pytest, torch
 import fastai.callback.schedule    # learn.lr_find
 from fastai.interpret import ClassificationInterpretation
@@ -7,9 +7,10 @@ from fastai.learner import Learner, load_learner
 from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW
 from PIL import Image
 from torch import nn
-from prunelab import data
-from prunelab.core import seeded
-from prunelab.data import DeviceLoader, Images, get_dls, read_images
+from prunelab import images as reading
+from prunelab.core import generator, seeded
+from prunelab.data import DeviceLoader, Images, get_dls
+from prunelab.images import read_images
 
 LAYOUT = {   # name: number of classes, folder of a class in training and in test, ending
     'mnist': (10, 'training/{}', 'testing/{}', 'png'), 'cifar10': (10, 'train/{}', 'test/{}', 'png'),
@@ -18,7 +19,7 @@ LAYOUT = {   # name: number of classes, folder of a class in training and in tes
 def make(name, root, per_class=3, size=None):
     "A folder in the layout of `name`; each image is one colour, 2·class (training) or 2·class + 1 (test)"
     n, train, test, ext = LAYOUT[name]
-    size = size or data._SETS[name][3]
+    size = size or reading._SETS[name][3]
     folder, rows = root/name, []
     def save(path, level, mode):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,11 +50,11 @@ def learn(tmp_path, device):
 @pytest.mark.parametrize('name', LAYOUT)
 def test_layouts(name, tmp_path):
     folder, (n, *_) = make(name, tmp_path), LAYOUT[name]
-    d, (_, _, c, size, *_) = read_images(name, folder=folder), data._SETS[name]
+    d, (_, _, c, size, *_) = read_images(name, folder=folder), reading._SETS[name]
     assert d['x_train'].shape == (3*n, c, size, size) and d['x_test'].shape == (n, c, size, size) and d['x_train'].dtype == torch.uint8
-    assert len(d['vocab']) == n and torch.equal(d['y_train'].bincount(), torch.full((n,), 3)) and torch.equal(d['y_test'].sort()[0], torch.arange(n))
+    assert len(d['vocab']) == n and d['y_train'].bincount().tolist() == [3]*n and d['y_test'].sort()[0].tolist() == [*range(n)]
     for part, odd in (('train', 0), ('test', 1)):      # the colour tells the class: every label belongs to its image
-        level = torch.tensor([int(d['vocab'][y].removeprefix('n')) for y in d[f'y_{part}']])*2 % 256 + odd
+        level = torch.tensor([int(d['vocab'][y].removeprefix('n')) for y in d[f'y_{part}']], device='cpu')*2 % 256 + odd
         near = (d[f'x_{part}'][:, 0, 0, 0].int() - level).abs() % 256
         assert (near.minimum(256 - near) <= (3 if name == 'tiny_imagenet' else 0)).all()
     if name == 'tiny_imagenet': assert (d['x_test'][d['vocab'].index('n7'), 0] == d['x_test'][d['vocab'].index('n7'), 2]).all()   # grey becomes RGB
@@ -68,10 +69,10 @@ def test_written_once_and_whole(tmp_path, monkeypatch):
     folder = make('mnist', tmp_path)
     def killed(*args): raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(data.os, 'replace', killed); read_images('mnist', folder=folder)
+        m.setattr(reading.os, 'replace', killed); read_images('mnist', folder=folder)
     assert [o.name for o in tmp_path.iterdir()] == ['mnist']
     a = read_images('mnist', folder=folder)
-    monkeypatch.setattr(data, '_pack', None)
+    monkeypatch.setattr(reading, '_pack', None)
     b = read_images('mnist', folder=folder)
     assert all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
 
@@ -103,18 +104,18 @@ def test_broken_folders_name_the_file(tmp_path):
 
 @pytest.mark.parametrize('name', LAYOUT)
 def test_no_network_no_data(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, 'fastai_path', lambda kind: tmp_path/kind)
+    monkeypatch.setattr(reading, 'fastai_path', lambda kind: tmp_path/kind)
     def offline(url): raise OSError('no route to host')
-    monkeypatch.setattr(data, 'untar_data', offline)
+    monkeypatch.setattr(reading, 'untar_data', offline)
     with pytest.raises(FileNotFoundError) as e: get_dls(name)
-    for part in (str(tmp_path/'data'), 'no route to host', 'unpack', data._SETS[name][0]): assert part in str(e.value)
+    for part in (str(tmp_path/'data'), 'no route to host', 'unpack', reading._SETS[name][0]): assert part in str(e.value)
 
-def test_statistics_are_exact(tmp_path):
-    x = torch.randint(0, 256, (50, 3, 9, 9), dtype=torch.uint8)
-    mean, std = data._stats(x)
+def test_statistics_are_exact():
+    x = torch.randint(0, 256, (50, 3, 9, 9), dtype=torch.uint8, generator=generator(0, 'cpu'), device='cpu')
+    mean, std = reading._stats(x)
     x = x.double()/255
     np.testing.assert_allclose(mean, x.mean((0, 2, 3)), rtol=1e-12); np.testing.assert_allclose(std, x.std((0, 2, 3), correction=0), rtol=1e-9)
-    assert data._stats(torch.full((2, 1, 3, 3), 7, dtype=torch.uint8))[1][0] == pytest.approx(1/255)
+    assert reading._stats(torch.full((2, 1, 3, 3), 7, dtype=torch.uint8))[1][0] == pytest.approx(1/255)
 
 # splitting
 
@@ -230,7 +231,7 @@ def test_predict_anything(learn, tmp_path):
     preds, targs = learn.get_preds(dl=learn.dls.test_dl(items))
     assert preds.shape == (len(items), 10) and targs is None
     assert learn.predict(np.zeros((50, 30, 3), dtype=np.uint8))[2].shape == (10,)
-    for bad in (x.float() + 300, x.int() - 1): 
+    for bad in (x.float() + 300, x.int() - 1):
         with pytest.raises(ValueError, match='0..255'): learn.predict(bad)
     with pytest.raises(OSError, match='nowhere.png'): learn.predict('nowhere.png')
 
@@ -254,6 +255,30 @@ def test_lr_find_show_and_interpret(learn):
     cm = ClassificationInterpretation.from_learner(learn, ds_idx=2).confusion_matrix()
     assert cm.sum() == 360
     plt.close('all')
+
+def test_showing_registers_itself():
+    "`show_results` works without anyone importing fastai.vision.learner, and importing prunelab.data does not import torchvision's models"
+    code = ("import matplotlib; matplotlib.use('agg')\nimport sys, tempfile\nfrom prunelab.data import get_dls\nassert 'torchvision' not in sys.modules\n"
+        "import fastai.callback.progress\nfrom fastai.learner import Learner\nfrom torch import nn\nimport matplotlib.pyplot as plt\ndls = get_dls('digits')\ndls.show_batch(max_n=4)\nassert len(plt.gcf().axes) == 4\n"
+        "learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), path=tempfile.gettempdir())\n"
+        "with learn.no_bar(): learn.show_results(max_n=6)\nassert len(plt.gcf().axes) == 6")
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert res.returncode == 0, res.stderr
+
+def test_whatever_the_default_device(tmp_path):
+    "A tensor made without a device would land on `meta`, and any use of it with the images would fail"
+    folder = make('mnist', tmp_path)
+    with torch.device('cpu'):
+        dls = get_dls('digits', device='cpu')
+        learn = Learner(dls, mlp(dls), path=tmp_path)
+    with torch.device('meta'), learn.no_bar(), learn.no_logging():
+        for _ in range(2): d = read_images('mnist', folder=folder)        # packs, then loads
+        assert {o.device.type for o in [*d.values(), *read_images('digits').values()] if isinstance(o, torch.Tensor)} == {'cpu'}
+        dl = DeviceLoader(images(), 16, shuffle=True, augment=True, device='cpu')
+        assert sorted(y for _, ys in dl for y in ys.tolist()) == sorted(images().y.tolist())
+        preds, targs = learn.get_preds(dl=dls.train.new(shuffle=True, drop_last=False))
+        assert torch.equal(targs, dls.train_ds.y) and learn.predict(dls.train_ds.x[0])[2].shape == (10,)
+    assert torch.equal(preds, learn.get_preds(0)[0])
 
 def test_decode_gives_the_bytes_back(learn):
     x, y = learn.dls.valid.decode(next(iter(learn.dls.valid)))

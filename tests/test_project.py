@@ -1,0 +1,101 @@
+"Generated files agree with their sources, and pages keep the project's rules."
+import ast, filecmp, re, shutil, subprocess, sys
+from pathlib import Path
+import nbformat, pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+PAGES = sorted((ROOT/'nbs').rglob('[!.]*.ipynb'))
+MODULES = [p for p in sorted((ROOT/'prunelab').glob('*.py')) if not p.name.startswith('_')]
+IDS = [p.relative_to(ROOT/'nbs').as_posix() for p in PAGES]
+
+def read(path): return nbformat.read(path, as_version=4)
+def code(page): return [c for c in page.cells if c.cell_type == 'code']
+def exported(c): return bool(re.search(r'^#\| *exports?\b', c.source, re.M))
+def module_of(path): return next((m[1] for c in code(read(path)) if (m := re.search(r'^#\| *default_exp +(\S+)', c.source, re.M))), None)
+def n_lines(src): return sum(bool(line.strip()) and not line.startswith(('#|', '# %%', '# AUTO')) for line in src.splitlines())
+
+@pytest.fixture(scope='module')
+def clean(tmp_path_factory):
+    "A copy of what the generators read, generated anew"
+    d = tmp_path_factory.mktemp('clean')
+    for name in ('nbs', 'prunelab', 'docs'): shutil.copytree(ROOT/name, d/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('settings.ini', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, d)
+    for p in (d/'prunelab').glob('*.py'): p.unlink()
+    run = lambda *cmd: subprocess.run([str(BIN/cmd[0]), *cmd[1:]], cwd=d, check=True, capture_output=True, text=True, env={'PATH': f'{BIN}:/usr/bin:/bin', 'HOME': str(d), 'GIT_CEILING_DIRECTORIES': str(d)})
+    run('nbdev-migrate-config')
+    run('nbdev-export')
+    return d
+
+def test_pyproject_is_made_from_settings(clean):
+    assert (clean/'pyproject.toml').read_text() == (ROOT/'pyproject.toml').read_text(), 'run `make config`'
+    assert (clean/'prunelab/__init__.py').read_text() == (ROOT/'prunelab/__init__.py').read_text(), 'run `make config`'
+
+def test_modules_are_made_from_notebooks(clean):
+    names = {p.name for d in (clean, ROOT) for p in (d/'prunelab').glob('*.py')}
+    same, differ, missing = filecmp.cmpfiles(clean/'prunelab', ROOT/'prunelab', names, shallow=False)
+    assert not differ and not missing, f'{differ + missing} differ from the notebooks: run `make export`'
+
+def test_readme_is_made_from_index():
+    res = subprocess.run([sys.executable, ROOT/'docs/readme.py', '--check'], capture_output=True, text=True)
+    assert res.returncode == 0, res.stderr
+
+def test_imports_point_to_earlier_pages():
+    order = {f'prunelab.{m}': p.name for p in PAGES if (m := module_of(p))}
+    assert len(order) == len(MODULES)
+    for p in PAGES:
+        if not module_of(p): continue
+        for c in code(read(p)):
+            if not exported(c): continue
+            for node in ast.walk(ast.parse(c.source)):
+                if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('prunelab.'):
+                    may_look_ahead = p.name[:2] in ('09', '50')     # the demo and the reproductions run every chapter
+                    assert order[node.module] < p.name or may_look_ahead, f'{p.name} imports {node.module} of {order[node.module]}'
+                    assert node.names[0].name != '*', f'{p.name}: star import'
+                names = [node.module or ''] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                assert not any(n.startswith('fastai.vision.all') for n in names), f'{p.name}: fastai.vision.all takes ten seconds'
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda p: p.name)
+def test_modules_are_short(path): assert n_lines(path.read_text()) <= 150
+
+def test_dependencies_are_declared():
+    "What the modules import from outside is named in settings.ini, each with a lower bound"
+    ini = dict(line.split(' = ', 1) for line in (ROOT/'settings.ini').read_text().splitlines() if ' = ' in line)
+    declared = {re.split('[<>=!]', r)[0] for r in ini['requirements'].split()}
+    assert all('>=' in r for r in ini['requirements'].split() + ini['dev_requirements'].split())
+    name = {'sklearn': 'scikit-learn', 'PIL': 'pillow'}
+    used = {n.split('.')[0] for p in MODULES for node in ast.walk(ast.parse(p.read_text())) for n in
+            ([node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else [a.name for a in node.names] if isinstance(node, ast.Import) else [])}
+    undeclared = {name.get(u, u) for u in used if u not in sys.stdlib_module_names} - declared - {'matplotlib_inline'}     # imported only where IPython brought it
+    assert not undeclared, f'{undeclared} are imported but not in settings.ini'
+
+@pytest.mark.parametrize('path', PAGES, ids=IDS)
+def test_page(path):
+    page = read(path)
+    first = next(c.source for c in page.cells if c.cell_type == 'markdown').splitlines()
+    assert first[0].startswith('# ') and any(line.startswith('> ') for line in first), 'a page begins with its name and a promise'
+    assert path.stem not in ('search', 'genindex') and (path.stem != 'index' or path.parent.name == 'nbs'), 'the site generator owns this name'
+    assert len({c.id for c in page.cells}) == len(page.cells)
+    for c in code(page):
+        where = f'{path.name}, cell {c.id}'
+        if exported(c): assert n_lines(c.source) <= 40 and all(n <= 25 for n in functions(c.source)), f'{where}: an exported function has at most 25 lines'
+        for o in c.outputs:
+            text = str(o)
+            assert o.output_type != 'error' and 'Traceback' not in text, f'{where}: a stored error'
+            assert '<progress' not in text and '█' not in text, f'{where}: a stored progress bar'
+            assert o.get('name') != 'stderr', f'{where}: stored warnings: {o.get("text")}'
+    assert sum(len(str(c.outputs)) for c in code(page)) <= 300_000, 'at most 300 kB of output'
+    assert any(c.outputs for c in code(page)), 'outputs are committed: run `make nbs`'
+
+def functions(src):
+    "Lines of each function in `src`, without blank ones; parameters with their comments do not count"
+    lines = src.splitlines()
+    for node in ast.walk(ast.parse(src)):
+        if isinstance(node, ast.FunctionDef): yield n_lines('\n'.join(lines[node.body[0].lineno - 1:node.end_lineno]))
+
+def test_no_machine_path_is_committed():
+    "Neither sources nor outputs name a folder of the machine that they were written on"
+    tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    pattern = re.compile(r'/(?:root|home/\w+|Users/\w+|work)/[\w.]')
+    bad = [f for f in tracked if (ROOT/f).is_file() and pattern.search((ROOT/f).read_text(errors='ignore'))]
+    assert not bad, bad
