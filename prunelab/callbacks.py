@@ -56,6 +56,8 @@ def attach(self:PruneCB, learn):
     if hold is not self.hold:
         self.hold, self.done, self.draws, self.step, self.rows = hold, 0, 0, 0, []
         self.start = sparsity(self.masks)
+    if self.target is not None and self.target < self.start:
+        raise ValueError(f'{self.start:.2%} of these weights are masked already and {type(self).__name__} brings none back: {self.target:.4g} is too low; finalize() first to start afresh')
 
 @patch
 def goal(self:PruneCB, t): # Sparsity in [0,1)
@@ -88,7 +90,8 @@ def propose(self:PruneCB,
     ws, learn = self.weights(), self.learn
     scores = score_with(self.score, ws, model=lambda: learn.model, batch=self.batch, loss_func=lambda: learn.loss_func, gen=self.gen)
     masks = {n: self.hold.masks[n].to(w.device) for n, w in ws.items()}
-    return self.budget({n: s.masked_fill(~masks[n], -torch.inf) for n, s in scores.items()}, self.goal(t))
+    p = max(self.goal(t), sparsity(masks))               # what is masked stays masked
+    return self.budget({n: s.masked_fill(~masks[n], -torch.inf) for n, s in scores.items()}, p)
 
 @patch
 def batch(self:PruneCB) -> tuple: # (inputs, targets), each a tuple of tensors

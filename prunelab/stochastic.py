@@ -1,4 +1,4 @@
-"""Add random numbers to a trained network, and *then* remove the small weights. That this should ever be better than removing them at once sounds absurd. Here is when it is, and why.
+"""Add random numbers to a trained network, and *then* remove the small weights. Sometimes that is far better than removing them at once. Here is when, and why.
 
 Docs: https://prunelab.github.io/prunelab/stochastic.html.md"""
 

@@ -283,6 +283,14 @@ def test_4_from_sparse_to_sparser(new_learner):
     assert cb.history['total'].iloc[0] > .5 and zeros(learn) == round(.9*N)
     assert all((cb.masks[n] <= first[n]).all() for n in first)          # what was pruned stayed pruned
 
+def test_4_the_base_never_brings_a_weight_back(new_learner):
+    learn, masks = new_learner(), []
+    cb = PruneCB(.9, schedule=Schedule([0, .3, .6], [1, .5, 1]))
+    learn.fit(2, .1, cbs=[cb, Each('before_batch', lambda l: masks.append(cb.masks))])
+    assert all(same(m, masks[0]) for m in masks) and len(cb.history) == 3
+    with pytest.raises(ValueError, match='finalize'): learn.prune(.5)
+    assert zeros(learn) == round(.9*N)
+
 # 5. what is pruned
 
 class Tied(nn.Module):
