@@ -16,10 +16,11 @@ from torch.func import functional_call
 # %% ../nbs/03b_batch_scores.ipynb #b6fcab11
 @contextmanager
 def evaluating(model):
-    "Eval mode inside the block; after it, every module's own mode again"
+    "Eval mode, and autocast off, inside the block; after it, every module's own mode again"
     was = {m: m.training for m in model.modules()}
     model.eval()
-    try: yield
+    try:
+        with torch.autocast(next(model.parameters()).device.type, enabled=False): yield
     finally:
         for m, mode in was.items(): m.training = mode
 
@@ -36,7 +37,7 @@ def _gradient(ws, model, batch, loss_func, create_graph=False):
     leaves = {n: w.detach().requires_grad_() for n, w in ws.items()}
     device = next(iter(leaves.values())).device
     xs, ys = [[t.as_subclass(torch.Tensor).to(device) for t in ts] for ts in batch]
-    with evaluating(model), torch.autocast(device.type, enabled=False):
+    with evaluating(model):
         loss = loss_func(functional_call(model, leaves, tuple(xs)), *ys)
         if loss.ndim: raise ValueError(f'loss_func must return one number, the mean of the batch, got shape {tuple(loss.shape)}')
         gs = torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph, materialize_grads=True)
@@ -61,7 +62,8 @@ def snip(
     "Importance is the effect on the loss, to first order (Lee, Ajanthan, Torr 2019)"
     return {n: (ws[n].detach()*g).abs().float() for n, g in gradient(ws, model, batch, loss_func).items()}
 
-# %% ../nbs/03b_batch_scores.ipynb #db912114
+# %% ../nbs/03b_batch_scores.ipynb #79aa1531
+@torch.enable_grad()
 def grasp(
     ws:dict, # {name: weight}; g and H are those of these weights alone
     model, # Evaluated in eval mode, see `gradient`
@@ -70,7 +72,7 @@ def grasp(
 ) -> dict: # {name: w·(Hg)}, same shapes, float32, of either sign: the larger, the more gradient flow is lost with it
     "Importance is what removal takes from the squared gradient norm (Wang, Zhang, Grosse 2020)"
     leaves, gs = _gradient(ws, model, batch, loss_func, create_graph=True)
-    Hg = torch.autograd.grad(sum((g*g.detach()).sum() for g in gs.values()), list(leaves.values()), materialize_grads=True)
+    with evaluating(model): Hg = torch.autograd.grad(sum((g*g.detach()).sum() for g in gs.values()), list(leaves.values()), materialize_grads=True)
     return {n: (ws[n].detach()*h).float() for n, h in zip(leaves, Hg)}
 
 # %% ../nbs/03b_batch_scores.ipynb #66e2104c
@@ -91,7 +93,7 @@ def synflow(
     rest = {n: _no_offset(n, t) for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_floating_point()}
     device = next(iter(leaves.values())).device
     ones = [torch.ones(1, *x.shape[1:], device=device, dtype=torch.double if x.is_floating_point() else x.dtype) for x in batch[0]]
-    with evaluating(model), torch.autocast(device.type, enabled=False): R = functional_call(model, {**rest, **leaves}, tuple(ones)).sum()
+    with evaluating(model): R = functional_call(model, {**rest, **leaves}, tuple(ones)).sum()
     gs = torch.autograd.grad(R, list(leaves.values()), materialize_grads=True)
     return {n: (leaves[n]*g/R).detach().nan_to_num(0.).float() for n, g in zip(leaves, gs)}
 

@@ -7,13 +7,14 @@ Docs: https://prunelab.github.io/prunelab/callbacks.html.md"""
 # %% auto #0
 __all__ = ['PruneCB']
 
-# %% ../nbs/06_callbacks.ipynb #2d90c857
-import matplotlib.pyplot as plt, pandas as pd, torch
+# %% ../nbs/06_callbacks.ipynb #15302050
+import copy
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
-from .core import weights, generator, OURS
+from .core import weights, seeded, OURS, generator
 from .hold import holder
 from .masks import global_, kept, sparsity
 from .schedules import Schedule, one_shot
@@ -22,7 +23,7 @@ from .scores import magnitude, score_with
 # %% ../nbs/06_callbacks.ipynb #73ac9a7f
 class PruneCB(Callback):
     "Prunes while a `Learner` trains: `propose` makes the masks, `schedule` says when, `HoldMasks` keeps them"
-    order, run_valid = 65, False     # after SaveModelCallback (61)
+    order, run_valid = 65, False     # after the holder (55)
     def __init__(self,
         sparsity:float, # Target: fraction removed of the weights that are not excluded, in [0,1)
         score=magnitude, # What makes a weight important: a function of `{name: weight}`, see `prunelab.scores`
@@ -35,9 +36,10 @@ class PruneCB(Callback):
         if sparsity is not None: kept(1, sparsity)
         if not callable(score) or not callable(budget): raise ValueError(f'score and budget are functions, such as magnitude and global_; got {score!r} and {budget!r}')
         if not isinstance(schedule, Schedule): raise ValueError(f'schedule is a Schedule, such as one_shot() or gradual(); got {schedule!r}')
-        generator(seed)
+        if not isinstance(seed, (int, np.integer)) or seed < 0: raise ValueError(f'seed is a non-negative integer, got {seed!r}')
+        exclude = exclude if isinstance(exclude, (str, torch.nn.Module)) else tuple(exclude or ())
         self.target, self.score, self.budget, self.schedule, self.exclude, self.seed, self.when_frozen = sparsity, score, budget, schedule, exclude, seed, when_frozen
-        self.hold, self.done, self.draws, self.step, self.rows = None, 0, 0, 0, []
+        self.hold, self.done, self.draws, self.step, self.rows, self.start = None, 0, 0, 0, [], 0.
 
     @property
     def learn(self): return self.__dict__.get('_learn')
@@ -53,16 +55,13 @@ def attach(self:PruneCB, learn):
     names = list(weights(get_model(learn.model), self.exclude))
     hold = holder(learn, names)
     self.names = names
-    if hold is not self.hold:
-        self.hold, self.done, self.draws, self.step, self.rows = hold, 0, 0, 0, []
-        self.start = sparsity(self.masks)
-    if self.target is not None and self.target < self.start:
-        raise ValueError(f'{self.start:.2%} of these weights are masked already and {type(self).__name__} brings none back: {self.target:.4g} is too low; finalize() first to start afresh')
+    if hold is not self.hold: self.hold, self.done, self.draws, self.step, self.rows = hold, 0, 0, 0, []
 
 @patch
 def goal(self:PruneCB, t): # Sparsity in [0,1)
-    "The sparsity wanted at progress `t`: from what was there when the callback came, to the target"
-    return self.target if t == 1 else self.start + (self.target - self.start)*t
+    "The sparsity wanted at progress `t`: from what was masked before the first pruning to the target, never less than now"
+    p = self.target if t == 1 else self.start + (self.target - self.start)*t
+    return min(max(p, sparsity(self.masks)), 1 - 1e-12)
 
 @patch(as_prop=True)
 def finished(self:PruneCB):
@@ -88,21 +87,27 @@ def propose(self:PruneCB,
 ) -> dict: # Masks, or a pair `(masks, values)` with `values` = {name: tensor} to write into the weights
     "Masks at progress `t`; override this, and nothing else, for another pruner"
     ws, learn = self.weights(), self.learn
-    scores = score_with(self.score, ws, model=lambda: learn.model, batch=self.batch, loss_func=lambda: learn.loss_func, gen=self.gen)
+    scores = score_with(self.score, ws, model=lambda: get_model(learn.model), batch=self.batch, loss_func=lambda: learn.loss_func, gen=self.gen)
     masks = {n: self.hold.masks[n].to(w.device) for n, w in ws.items()}
-    p = max(self.goal(t), sparsity(masks))               # what is masked stays masked
-    return self.budget({n: s.masked_fill(~masks[n], -torch.inf) for n, s in scores.items()}, p)
+    return self.budget({n: torch.where(masks[n], s, -torch.inf) for n, s in scores.items()}, self.goal(t))   # what is masked stays masked
 
 @patch
 def batch(self:PruneCB) -> tuple: # (inputs, targets), each a tuple of tensors
     "The current training batch, or the first one where none is running"
     if getattr(self.learn, 'xb', (None,))[0] is not None: return self.learn.xb, self.learn.yb
-    b, n = self.learn.dls.train.one_batch(), self.learn.dls.n_inp
+    dls, rng = self.learn.dls, copy.deepcopy(getattr(self.learn.dls.train, 'rng', None))
+    with seeded(self.seed): b = dls.train.one_batch()
+    if rng: dls.train.rng = rng                       # the loader's next epoch is what it would have been
+    n = getattr(dls, 'n_inp', 1 if len(b) == 1 else len(b) - 1)
     return tuple(b[:n]), tuple(b[n:])
 
 @patch
 def prune(self:PruneCB, t:float=1.):
     "Propose at progress `t`, hand the masks to the holder, record the sparsity of each layer"
+    if self.done == 0: self.start = sparsity(self.masks)
+    n = sum(m.numel() for m in self.masks.values())
+    if self.target is not None and round(self.target*n) < round(self.start*n):
+        raise ValueError(f'{self.start:.2%} of these weights are masked already and {type(self).__name__} brings none back: {self.target:.4g} is too low; finalize() first to start afresh')
     out = self.propose(t)
     masks, values = out if isinstance(out, tuple) else (out, None)
     self.hold.set(masks, values)
@@ -113,11 +118,12 @@ def prune(self:PruneCB, t:float=1.):
 def advance(self:PruneCB, position):
     "Prune if a moment of the schedule at or before `position` has not been taken yet"
     if hasattr(self.learn, 'lr_finder'): return
-    if getattr(self.opt, 'frozen_idx', 0) > 0 and not self.when_frozen: self.hold.waiting = type(self).__name__
-    elif self.schedule.due(position) > self.done:
-        due, self.hold.waiting = self.schedule.due(position), None
+    due = self.schedule.due(position)
+    if due <= self.done: return
+    if not self.when_frozen and not all(w.requires_grad for w in self.weights().values()): self.hold.waiting = type(self).__name__
+    else:
         self.prune(self.schedule.progress[due-1])
-        self.done = due
+        self.done, self.hold.waiting = due, None
 
 @patch
 def before_batch(self:PruneCB): self.advance((self.epoch + self.iter/self.n_iter)/self.n_epoch)
@@ -130,11 +136,6 @@ def after_batch(self:PruneCB):
 @patch
 def after_train(self:PruneCB):
     if self.epoch == self.n_epoch - 1: self.advance(1.)
-
-@patch
-def after_fit(self:PruneCB):
-    "What SaveModelCallback (order 61) restored obeys the masks too"
-    self.hold.recheck()
 
 # %% ../nbs/06_callbacks.ipynb #06f5ae2d
 @patch(as_prop=True)
@@ -150,6 +151,7 @@ def history(self:PruneCB) -> pd.DataFrame: # One row per pruning: training step 
 @patch
 def plot_history(self:PruneCB, ax=None):
     "Sparsity of each layer, and of all together, over training steps"
+    if not self.rows: raise ValueError('nothing was pruned yet, so there is no history to plot')
     ax, h = ax or plt.subplots()[1], self.history
     h = pd.concat([h, h.iloc[-1:].set_axis([max(self.step, h.index[-1] + 1)])])
     for i, n in enumerate(self.names): ax.step(h.index, h[n], where='post', lw=1, label=n, color=f'{.2 + .6*i/len(self.names):.2f}')

@@ -7,8 +7,8 @@ Docs: https://prunelab.github.io/prunelab/core.html.md"""
 # %% auto #0
 __all__ = ['NOT_PRUNED', 'DENSE', 'PLAIN', 'OURS', 'COLORS', 'weights', 'seeded', 'generator', 'house_style']
 
-# %% ../nbs/00_core.ipynb #f1a92e3f
-import random
+# %% ../nbs/00_core.ipynb #a632d4d7
+import random, warnings
 from contextlib import contextmanager
 from fnmatch import fnmatch
 
@@ -21,6 +21,9 @@ NOT_PRUNED = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.RMSN
 def _candidates(model):
     "Connections of `model` by name, in the model's order"
     skip = {id(p) for m in model.modules() if isinstance(m, NOT_PRUNED) for p in m.parameters(recurse=False)}
+    made = {n: m for n, m in model.named_modules() if nn.utils.parametrize.is_parametrized(m) or hasattr(m, 'weight_g')}
+    if made: warnings.warn(f'{list(made)} compute their weight from other tensors (weight_norm and the like) and stay dense')
+    skip |= {id(p) for m in made.values() for p in m.parameters()}
     lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy: raise ValueError(f'{lazy[0]!r} has no shape yet: run one batch through the model before pruning it')
     return {n: p for n, p in model.named_parameters()   # named_parameters yields a shared tensor once
@@ -30,7 +33,7 @@ def _candidates(model):
 def _excluded(names, model, exclude):
     "The subset of `names` that `exclude` describes"
     out = set()
-    for e in [exclude] if isinstance(exclude, (str, nn.Module)) else exclude:
+    for e in [exclude] if isinstance(exclude, (str, nn.Module)) else exclude or ():
         if isinstance(e, nn.Module):
             inside = {id(p) for p in e.parameters()}
             found = {n for n, p in names.items() if id(p) in inside}
@@ -58,7 +61,7 @@ def seeded(
     "Seed Python, NumPy and torch (all devices) inside a `with` block; the caller's random state is untouched after it"
     py, npy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
-        random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+        random.seed(int(seed)); np.random.seed(int(seed) % 2**32); torch.manual_seed(int(seed) % 2**63)
         try: yield
         finally: random.setstate(py); np.random.set_state(npy)
 
@@ -69,6 +72,7 @@ def generator(
 ) -> torch.Generator:
     "A `torch.Generator` on `device` that depends on `seed` alone"
     if isinstance(seed, torch.Generator): return seed
+    if seed is None: raise ValueError('a seed is a non-negative integer, or several; None would not be repeatable')
     hi, lo = np.random.SeedSequence(seed).generate_state(2)
     return torch.Generator(device or torch.get_default_device()).manual_seed((int(hi) << 31) + int(lo))
 

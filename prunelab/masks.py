@@ -17,6 +17,7 @@ def kept(
     p:float, # Sparsity in [0,1)
 ) -> int:
     "How many of `n` weights stay at sparsity `p`: n − round(p·n)"
+    p = float(p)
     if not 0 <= p < 1: raise ValueError(f'sparsity is the fraction removed, at least 0 and below 1, got {p}' + (f'; did you mean {p/100:g}?' if 1 < p < 100 else ''))
     return n - round(p*n)
 
@@ -108,18 +109,26 @@ def largest_remainder(
     for i in sorted(range(len(shares)), key=lambda i: whole[i] - shares[i])[:missing]: whole[i] += 1
     return whole
 
-def _by_layer(scores, shares):
-    "Keep `shares` of each layer, rounded so that the total is exact"
-    return {n: keep_top({n: s}, k)[n] for (n, s), k in zip(scores.items(), largest_remainder(shares))}
+def _by_layer(scores, weight, sparsity):
+    "Give each layer a share in proportion to its `weight`, at most what it has; a score of -inf is nothing to keep"
+    size, cap = [s.numel() for s in scores.values()], [int((s != -torch.inf).sum()) for s in scores.values()]
+    k, full = kept(sum(size), sparsity), set()
+    if sum(cap) < k: cap = size
+    while True:                                            # each round fills at least one more layer
+        rest = [i for i in range(len(size)) if i not in full]
+        eps = (k - sum(cap[i] for i in full)) / max(sum(weight[i] for i in rest), 1)
+        over = {i for i in rest if eps*weight[i] > cap[i]}
+        if not over: break
+        full |= over
+    shares = largest_remainder([cap[i] if i in full else eps*weight[i] for i in range(len(size))])
+    return {n: keep_top({n: s}, m)[n] for (n, s), m in zip(scores.items(), shares)}
 
 def uniform(
     scores:dict, # {name: score}
     sparsity:float, # Fraction removed, in [0,1)
 ) -> dict: # {name: bool mask}, exact in total
     "The same fraction from every layer"
-    sizes = [s.numel() for s in scores.values()]
-    k, n = kept(sum(sizes), sparsity), sum(sizes)
-    return _by_layer(scores, [size*k/n for size in sizes])
+    return _by_layer(scores, [s.numel() for s in scores.values()], sparsity)
 
 # %% ../nbs/04_masks.ipynb #dd14da1d
 def erk(
@@ -127,17 +136,7 @@ def erk(
     sparsity:float, # Fraction removed, in [0,1)
 ) -> dict: # {name: bool mask}, exact in total
     "Density of a layer in proportion to (sum of its dimensions)/(product of them), at most 1 (Evci et al. 2020)"
-    size = [s.numel() for s in scores.values()]
-    weight = [sum(s.shape) for s in scores.values()]       # raw density times size
-    k, full = kept(sum(size), sparsity), set()
-    while True:                                            # each round fills at least one more layer
-        rest = [i for i in range(len(size)) if i not in full]
-        if not rest: break
-        eps = (k - sum(size[i] for i in full)) / sum(weight[i] for i in rest)
-        over = {i for i in rest if eps*weight[i] > size[i]}
-        if not over: break
-        full |= over
-    return _by_layer(scores, [size[i] if i in full else eps*weight[i] for i in range(len(size))])
+    return _by_layer(scores, [sum(s.shape) for s in scores.values()], sparsity)      # raw density times size
 
 # %% ../nbs/04_masks.ipynb #3b56803f
 @torch.no_grad()

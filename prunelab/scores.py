@@ -31,16 +31,16 @@ def random_score(
 # %% ../nbs/03_scores.ipynb #a5ca3024
 def lamp(
     ws:dict, # {name: weight}
-) -> dict: # {name: w²/(sum of the squares that would remain)} in [0,1], same shapes, float32
+) -> dict: # {name: w²/(sum of the squares that would remain)} in [0,1], same shapes, float32 (float64 for float64)
     "Layer-adaptive magnitude (Lee et al. 2021, eq. 1): the share of its layer's remaining squared length"
     return {n: _lamp(w.detach()) for n, w in ws.items()}
 
 def _lamp(w):
-    size, order = w.abs().float().flatten().sort(stable=True)
+    size, order = w.abs().to(torch.promote_types(w.dtype, torch.float32)).flatten().sort(stable=True)
     sq = size.double()**2                                # double: a layer has millions of terms
     remaining = sq.flip(0).cumsum(0).flip(0)
     s = torch.zeros_like(size)
-    s[order] = (sq/remaining).nan_to_num(0.).float()     # 0/0 where only zeros remain
+    s[order] = torch.where(remaining == 0, 0., sq/remaining).to(s.dtype)     # 0/0 where only zeros remain; NaN stays NaN
     return s.view(w.shape)
 
 # %% ../nbs/03_scores.ipynb #a53aa10c
@@ -51,4 +51,6 @@ def score_with(
 ) -> dict: # {name: score}
     "Call `score` with those of `offers` that its signature names"
     wanted = inspect.signature(score).parameters
-    return score(ws, **{k: make() for k, make in offers.items() if k in wanted})
+    scores = score(ws, **{k: make() for k, make in offers.items() if k in wanted})
+    if scores.keys() != ws.keys(): raise ValueError(f'the score must give one tensor for each of {list(ws)}, got {list(scores)}')
+    return scores

@@ -9,6 +9,7 @@ __all__ = ['stochastic_prune', 'best', 'median', 'StochasticPruning']
 
 # %% ../nbs/12_stochastic.ipynb #559ea1b8
 import torch
+from fastai.torch_core import get_model
 from .basin import correct, evaluate_population, perturb
 from .callbacks import PruneCB
 from .core import generator
@@ -35,7 +36,7 @@ def stochastic_prune(
 # %% ../nbs/12_stochastic.ipynb #2ca118a8
 def best(values:torch.Tensor): # One value per member, larger is better
     "Index of the best member"
-    return int(values.argmax())
+    return int(values.nan_to_num(nan=-torch.inf).argmax())
 
 def median(values:torch.Tensor): # One value per member
     "Index of the median member, the lower one of two"
@@ -55,6 +56,7 @@ class StochasticPruning(PruneCB):
     ):
         super().__init__(sparsity, **kwargs)
         if n < 1: raise ValueError(f'a population has at least one member, got n={n}')
+        if not callable(select) or not callable(metric): raise ValueError(f'select and metric are functions, such as best and correct; got {select!r} and {metric!r}')
         for s in sigma.values() if isinstance(sigma, dict) else [sigma]: perturb({'w': torch.zeros(1)}, s, kind=kind)     # refuses a bad σ or kind now
         self.sigma, self.n, self.select, self.kind, self.metric, self.values = sigma, n, select, kind, metric, None
 
@@ -63,5 +65,5 @@ class StochasticPruning(PruneCB):
         ws, goal, seed = self.weights(), self.goal(t), (self.seed, self.draws)
         draw = lambda i: stochastic_prune(ws, goal, self.sigma, (*seed, i), self.score, self.budget, self.kind, self.hold.masks)
         members = (apply_(values, masks) for masks, values in map(draw, range(self.n)))
-        self.values = evaluate_population(self.learn.model, members, self.dls.valid, self.metric)
+        self.values = evaluate_population(get_model(self.learn.model), members, self.dls.valid, self.metric)
         return draw(self.select(self.values))

@@ -337,7 +337,7 @@ def test_5_a_changed_model_is_reported(new_learner):
     learn = new_learner()
     learn.prune(.5)
     learn.model = nn.Sequential(nn.Linear(12, 4))
-    with pytest.raises(Exception, match='finalize'): learn.validate()
+    with pytest.raises(Exception, match='finalize'): learn.fit(1, .1)
 
 # 6. randomness is the callback's own
 

@@ -1,0 +1,241 @@
+"What fastai users do around pruning: each of these once broke something."
+import copy, warnings
+import numpy as np, pytest, torch
+from fastai.callback.core import Callback
+from fastai.callback.schedule import LRFinder     # with lr_find
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from torch import nn
+from torch.nn.utils import weight_norm
+from prunelab.callbacks import PruneCB
+from prunelab.core import generator, seeded, weights
+from prunelab.masks import erk, global_, sparsity, uniform
+from prunelab.schedules import gradual, one_shot, steps
+from prunelab.scores import lamp, magnitude, random_score, score_with
+from prunelab.stochastic import StochasticPruning, best
+from .conftest import Pairs, make_learner, mlp
+from .test_guarantees import Each, N, same, split, state, zeros
+
+@pytest.mark.parametrize('p', [.333, .504, .9, .999, .9995])
+def test_the_same_target_again(new_learner, p):
+    learn = new_learner()
+    for _ in range(2): learn.prune(p)
+    learn.fit(1, .1, cbs=PruneCB(p, schedule=gradual(n=4)))
+    assert zeros(learn) == round(p*N)
+
+@pytest.mark.parametrize('start', [.1, .333, .505])
+def test_counts_are_exact_from_any_start(new_learner, start):
+    for p in (.51, .667, .7777, .93, .999):
+        learn = new_learner()
+        learn.prune(start)
+        learn.fit(1, .1, cbs=PruneCB(p, schedule=gradual(n=7)))
+        assert zeros(learn) == round(p*N)
+
+@pytest.mark.parametrize('make', [lambda: PruneCB(.9, schedule=gradual(n=6)), lambda: StochasticPruning(.9, .01, n=2, schedule=gradual(n=6))], ids=['plain', 'stochastic'])
+def test_pruned_between_attaching_and_the_first_moment(new_learner, make):
+    learn = new_learner(cbs=make())
+    first = learn.prune(.5).masks
+    learn.fit(1, .1)
+    cb = next(c for c in learn.cbs if isinstance(c, PruneCB))
+    assert cb.history['total'].min() > .5 and all((cb.masks[n] <= first[n]).all() for n in first) and zeros(learn) == round(.9*N)
+
+@pytest.mark.parametrize('budget', [uniform, erk, global_])
+def test_another_budget_revives_nothing(new_learner, budget):
+    learn = new_learner()
+    with torch.no_grad(): learn.model[0].weight.mul_(.01)
+    first = learn.prune(.5).masks
+    cb = learn.prune(.6, budget=budget)
+    assert all((cb.masks[n] <= first[n]).all() for n in first) and zeros(learn) == round(.6*N)
+
+def test_lr_find_between_pruning_and_training(new_learner):
+    learn, keep = new_learner(), SaveModelCallback(reset_on_fit=False)
+    learn.fit(15, .02, cbs=keep)
+    learn.prune(.9); learn.lr_find(num_it=20, show_plot=False)
+    learn.fit(2, 1e-4, cbs=keep)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        learn.validate()
+    assert zeros(learn) == round(.9*N)
+
+def test_a_fit_in_which_no_epoch_wins(new_learner):
+    learn = new_learner()
+    learn.fit(3, .05, cbs=SaveModelCallback())
+    learn.prune(.9)
+    with pytest.warns(UserWarning, match='applied again'): learn.fit(1, float('nan'), cbs=SaveModelCallback())
+    assert zeros(learn) == round(.9*N)
+
+def test_trackers_of_a_metric_that_should_rise(new_learner):
+    learn, saved = new_learner(), []
+    class Saved(SaveModelCallback):
+        def _save(self, name): saved.append(zeros(self.learn)); super()._save(name)
+    learn.fit(4, .05, cbs=[PruneCB(.9, schedule=steps(2, end=.3)), Saved(monitor='accuracy')])
+    assert saved and saved[-1] == round(.9*N)
+
+def test_learn_hold_holds_zeros_and_trains_the_rest(new_learner):
+    learn = new_learner()
+    with torch.no_grad(): learn.model[0].weight[:, ::2] = 0
+    before = learn.model[0].weight.detach().clone()
+    learn.hold()
+    learn.fit(1, .1)
+    w = learn.model[0].weight
+    assert (w[:, ::2] == 0).all() and (w[:, 1::2] != before[:, 1::2]).float().mean() > .9
+
+def test_learn_prune_is_done_and_detached(new_learner):
+    learn = new_learner()
+    cb = learn.prune(.5)
+    assert cb.learn is None and cb.finished
+    learn.fit(1, .1, cbs=cb)
+    assert len(cb.history) == 1
+
+def test_a_loader_that_lies_about_its_length(new_learner):
+    class Longer(DataLoader):
+        def __len__(self): return super().__len__() + 3
+    learn = new_learner()
+    learn.dls = DataLoaders(Longer(Pairs(), bs=16), learn.dls.valid, device=learn.dls.device)
+    learn.fit(1, .1, cbs=PruneCB(.9, schedule=gradual(end=1.)))
+    assert zeros(learn) == round(.9*N)
+
+def test_batch_scores_see_the_batch(new_learner):
+    learn, seen = new_learner(), []
+    def score(ws, model, batch, loss_func): seen.append(batch); return magnitude(ws)
+    learn.fit(1, .1, cbs=[PruneCB(.5, score=score), Each('before_batch', lambda l: seen.append(l.xb))])
+    assert seen[0][0][0] is seen[1][0]
+    learn, rng, out = new_learner(), torch.get_rng_state(), []
+    for _ in range(2): learn.prune(PruneCB(.5, score=score)); out.append(seen[-1])
+    assert torch.equal(out[0][0][0], out[1][0][0]) and torch.equal(rng, torch.get_rng_state())
+
+def test_sparser_weights_warn_too_and_natural_zeros_do_not(new_learner):
+    learn = new_learner()
+    learn.prune(.5)
+    with torch.no_grad(): learn.model[0].weight[:10] = 0
+    with pytest.warns(UserWarning, match='applied again'): learn.validate()
+    learn = new_learner()
+    with torch.no_grad(): learn.model[3].weight.zero_()         # starts at 0, trains away from it
+    learn.hold({'0.weight': weights(learn.model)['0.weight'] > 0, '3.weight': torch.ones(10, 20, device=learn.dls.device).bool()})
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        learn.fit(1, .1); learn.fit(1, .1); learn.validate()
+
+def test_lr_find_logs_no_column(new_learner):
+    learn = new_learner()
+    learn.prune(.5); learn.lr_find(num_it=20, show_plot=False)
+    assert all(len(v) == 1 for v in learn.recorder.values)       # the training loss
+
+def test_finalize_always_works(new_learner):
+    learn = new_learner()
+    cb = learn.prune(.5)
+    learn.model = nn.Sequential(learn.model)
+    with pytest.warns(UserWarning, match='finalize'): learn.validate()
+    with pytest.raises(Exception, match='finalize'): learn.fit(1, .1)
+    cb.finalize(); cb.finalize()
+    learn.validate()
+    cb = learn.prune(.6)
+    assert zeros(learn) == round(.6*N)
+
+def test_data_parallel_names(new_learner):
+    learn = new_learner(model=nn.DataParallel(mlp()))
+    learn.fit(1, .1, cbs=StochasticPruning(.9, .01, n=2))
+    assert zeros(learn) == round(.9*N)
+
+def test_exclude_may_be_a_generator(new_learner):
+    learn, cb = new_learner(), PruneCB(.5, exclude=(n for n in ['0']))
+    for _ in range(2): learn.fit(1, .1, cbs=cb)
+    assert cb.names == ['3.weight', '5.weight'] and (learn.model[0].weight != 0).all()
+
+def test_frozen_is_what_does_not_train(new_learner):
+    learn = new_learner(splitter=split)
+    learn.freeze()
+    learn.fit(1, .1, cbs=PruneCB(.5, exclude='0'))               # only the head, which trains: prune now
+    assert zeros(learn) == round(.5*240)
+    learn = new_learner(splitter=split)
+    learn.freeze(); learn.opt = None                             # what export and reset_opt leave
+    for p in learn.model[:3].parameters(): p.requires_grad_(False)
+    learn.fit(1, .1, cbs=PruneCB(.5))
+    assert zeros(learn) == 0
+
+def test_freeze_fit_unfreeze_lr_find_fit_does_not_warn(new_learner):
+    learn, cb = new_learner(splitter=split), PruneCB(.5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*never pruned.*')
+        learn.freeze(); learn.fit(1, .1, cbs=cb)
+        learn.unfreeze(); learn.lr_find(num_it=10, show_plot=False); learn.fit(1, .1, cbs=cb)
+    assert zeros(learn) == round(.5*N)
+
+def test_early_stopping_works_while_a_pruner_waits(new_learner):
+    learn = new_learner(splitter=split)
+    learn.freeze()
+    learn.fit(6, 0., cbs=[PruneCB(.5), EarlyStoppingCallback(patience=1)])
+    assert learn.epoch < 5
+
+@pytest.mark.filterwarnings('ignore')
+def test_weight_norm_stays_dense(new_learner):
+    learn = new_learner(model=nn.Sequential(weight_norm(nn.Linear(12, 20)), nn.ReLU(), nn.Linear(20, 4)))
+    learn.fit(2, .1, cbs=PruneCB(.9))
+    assert all(p.isfinite().all() for p in learn.model.parameters()) and list(weights(learn.model)) == ['2.weight']
+
+def test_layouts_and_half_precision_models(new_learner):
+    learn = new_learner()
+    learn.model.to(torch.bfloat16)
+    learn.prune(.9)
+    assert zeros(learn) == round(.9*N)
+
+def test_lamp_does_not_hide_nan():
+    for bad in (float('nan'), float('inf')):
+        ws = {'a': torch.ones(4, 4), 'b': torch.ones(4, 4)}
+        ws['a'][0, 0] = bad
+        with pytest.raises(ValueError, match=r"\['a'\]"): global_(lamp(ws), .5)
+
+def test_seeds():
+    for s in (np.int64(3), 2**70):
+        with seeded(s): a = torch.rand(2)
+        with seeded(s): assert torch.equal(a, torch.rand(2))
+    for s in (None, -1, 1.5, torch.Generator()):
+        with pytest.raises(ValueError, match='seed'): PruneCB(.5, seed=s)
+    with pytest.raises(ValueError, match='repeatable'): generator(None)
+
+def test_small_mistakes_are_named(new_learner):
+    learn = new_learner()
+    with pytest.raises(ValueError, match='one tensor for each'): learn.prune(.5, score=lambda ws: {})
+    with pytest.raises(ValueError, match='nothing was pruned'): PruneCB(.5).plot_history()
+    with pytest.raises(ValueError, match='functions'): StochasticPruning(.5, .1, select='best')
+    assert best(torch.tensor([.1, float('nan'), .3])) == 2
+    assert PruneCB(np.float16(.9)).target == np.float16(.9) and zeros(learn) == 0
+    learn.prune(.5, score=lambda ws: {n: (w > 0).int() for n, w in ws.items()})
+    assert zeros(learn) == N//2
+
+class Random(Callback):
+    "Stops training at a random batch"
+    def __init__(self, at): self.at = at
+    def before_step(self):
+        self.at -= 1
+        if self.at == 0: raise KeyboardInterrupt
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('seed', range(12))
+def test_random_walks(new_learner, seed):
+    "Whatever the order of a user's acts, what is masked is zero and never comes back before finalize"
+    rng, learn, held = np.random.default_rng(seed), new_learner(splitter=split), {}
+    learn.fit(1, .05); learn.save('walk')
+    for _ in range(9):
+        act, p = rng.integers(9), sparsity(held) if held else 0.
+        cbs = [SaveModelCallback()] if rng.random() < .3 else []
+        if act == 0: learn.prune(p + (1 - p)*rng.random()*.5, budget=[global_, uniform, erk][rng.integers(3)], score=[magnitude, lamp, random_score][rng.integers(3)])
+        elif act == 1: learn.fit(2, .05, cbs=cbs + [PruneCB(p + (1 - p)*rng.random()*.5, schedule=[gradual(n=5), steps(3), one_shot(.5)][rng.integers(3)])])
+        elif act == 2: learn.fit(1, .05, cbs=cbs)
+        elif act == 3: learn.lr_find(num_it=10, show_plot=False)
+        elif act == 4: learn.load('walk')
+        elif act == 5: learn.validate()
+        elif act == 6: learn.fine_tune(1, .01, cbs=cbs)
+        elif act == 7: copy.deepcopy(learn.model)
+        elif act == 8:
+            try: learn.fit(2, .05, cbs=[PruneCB(p + (1 - p)*.3, schedule=gradual(n=8)), Random(rng.integers(1, 9))])
+            except KeyboardInterrupt: pass
+        learn.validate()
+        hold = getattr(learn, 'hold_masks', None)
+        if not hold: continue
+        ws = weights(learn.model)
+        assert all((ws[n][~m] == 0).all() and (n not in held or (m <= held[n]).all()) for n, m in hold.masks.items())
+        held = {n: m.clone() for n, m in hold.masks.items()}
