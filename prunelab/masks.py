@@ -9,7 +9,7 @@ __all__ = ['kept', 'kth_largest', 'keep_top', 'global_', 'largest_remainder', 'u
 
 # %% ../nbs/04_masks.ipynb #b33bdd6a
 from functools import reduce
-import torch
+import numpy as np, torch
 
 # %% ../nbs/04_masks.ipynb #811f7bcc
 def kept(
@@ -28,12 +28,16 @@ def _pieces(scores, dtype):
     "The scores in flat pieces that fit a processor's cache, in order"
     for s in scores.values(): yield from s.detach().reshape(-1).split(1 << (22 if s.is_cuda else 18))
 
+def _places(mask):
+    "Where a flat mask is True; NumPy finds them faster on a CPU"
+    return torch.from_numpy(np.flatnonzero(mask.numpy())) if mask.device.type == 'cpu' else mask.nonzero().flatten()
+
 def _digits(scores, dtype, shift, prefix=None):
     "Histogram of the 16 bits at `shift` over all scores, or over those whose higher bits are `prefix`"
     hist = 0
     for c in _pieces(scores, dtype):
         bits = (c.to(dtype) + 0.).view(_INT[dtype.itemsize])       # + 0. makes -0.0 and 0.0 the same
-        if prefix is not None: bits = bits[((bits >> (shift + 16)) == prefix).nonzero().flatten()]
+        if prefix is not None: bits = bits[_places((bits >> (shift + 16)) == prefix)]
         hist = hist + torch.bincount((bits >> shift).to(torch.int32).bitwise_and_(0xffff), minlength=1 << 16).cpu()
     return hist
 
@@ -86,7 +90,7 @@ def keep_top(
         m = masks[name] = masks[name].contiguous()
         for c, mc in zip(_pieces({name: s}, dtype), _pieces({name: m}, dtype)):
             if wanted <= 0: return masks
-            at = (c.to(dtype) == t).nonzero()[:wanted]
+            at = _places(c.to(dtype) == t)[:wanted]
             mc[at] = True
             wanted -= len(at)
     return masks
