@@ -54,10 +54,9 @@ def test_lr_find_between_pruning_and_training(new_learner):
     learn, keep = new_learner(), SaveModelCallback(reset_on_fit=False)
     learn.fit(15, .02, cbs=keep)
     learn.prune(.9); learn.lr_find(num_it=20, show_plot=False)
-    learn.fit(2, 1e-4, cbs=keep)
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', UserWarning)
-        learn.validate()
+    with warnings.catch_warnings():                             # no dense epoch is brought back
+        warnings.filterwarnings('error', message='.*applied again.*')
+        learn.fit(2, 1e-4, cbs=keep); learn.validate()
     assert zeros(learn) == round(.9*N)
 
 def test_a_fit_in_which_no_epoch_wins(new_learner):
@@ -81,7 +80,8 @@ def test_learn_hold_holds_zeros_and_trains_the_rest(new_learner):
     learn.hold()
     learn.fit(1, .1)
     w = learn.model[0].weight
-    assert (w[:, ::2] == 0).all() and (w[:, 1::2] != before[:, 1::2]).float().mean() > .9
+    trained = w[:, 1::2]
+    assert (w[:, ::2] == 0).all() and ((trained != before[:, 1::2]) & (trained != 0)).float().mean() > .9
 
 def test_learn_prune_is_done_and_detached(new_learner):
     learn = new_learner()
