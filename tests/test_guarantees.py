@@ -3,7 +3,7 @@ import copy, pickle, warnings
 from functools import partial
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback, CancelFitException, CancelStepException
-from fastai.callback.schedule import Learner, LRFinder
+import fastai.callback.schedule     # gives Learner lr_find, fine_tune
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import load_learner
@@ -12,10 +12,10 @@ from torch import nn
 from prunelab.callbacks import PruneCB
 from prunelab.core import weights
 from prunelab.hold import HoldMasks
-from prunelab.masks import erk, global_, sparsity, uniform
+from prunelab.masks import erk, global_, uniform
 from prunelab.schedules import Schedule, gradual, one_shot, steps
-from prunelab.scores import lamp, magnitude, random_score
-from .conftest import Pairs, make_learner, mlp
+from prunelab.scores import random_score
+from .conftest import make_learner
 
 N = 480
 def zeros(learn): return sum(int((w == 0).sum()) for w in weights(learn.model).values())

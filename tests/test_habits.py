@@ -2,22 +2,20 @@
 import copy, warnings
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
-from fastai.callback.schedule import LRFinder     # with lr_find
+import fastai.callback.schedule     # gives Learner lr_find, fine_tune
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 from torch.nn.utils import weight_norm
 from prunelab.callbacks import PruneCB
 from prunelab.core import generator, seeded, weights
 from prunelab.masks import erk, global_, sparsity, uniform
 from prunelab.schedules import gradual, one_shot, steps
-from prunelab.scores import lamp, magnitude, random_score, score_with
+from prunelab.scores import lamp, magnitude, random_score
 from prunelab.stochastic import StochasticPruning, best
-from .conftest import Pairs, make_learner, mlp
-from .test_guarantees import Each, N, same, split, state, zeros
+from .conftest import Pairs, mlp
+from .test_guarantees import Each, N, split, zeros
 
 @pytest.mark.parametrize('p', [.333, .504, .9, .999, .9995])
 def test_the_same_target_again(new_learner, p):
