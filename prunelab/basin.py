@@ -8,13 +8,12 @@ Docs: https://prunelab.github.io/prunelab/basin.html.md"""
 __all__ = ['noise', 'perturb', 'correct', 'evaluate_population', 'population']
 
 # %% ../nbs/11_basin.ipynb #52510150
-from contextlib import contextmanager
 from itertools import islice
 from math import inf
 from numbers import Number
 import torch
 from torch.func import functional_call
-from .core import generator
+from .core import eval_mode, generator
 
 # %% ../nbs/11_basin.ipynb #ff61ac0f
 def noise(
@@ -54,21 +53,12 @@ def correct(
     return out.argmax(1) == y
 
 # %% ../nbs/11_basin.ipynb #300ea3bf
-@contextmanager
-def _eval_mode(model):
-    "Eval mode inside the block; after it, every module's own mode again"
-    was = {m: m.training for m in model.modules()}
-    model.eval()
-    try: yield
-    finally:
-        for m, mode in was.items(): m.training = mode
-
 @torch.no_grad()
 def _totals(model, members, dl, metric):
     "The metric's sum for each member, and of how many values, in one pass over `dl`"
     device = next(model.parameters()).device
     total, n = torch.zeros(len(members), dtype=torch.float64, device=device), 0
-    with _eval_mode(model):
+    with eval_mode(model):
         for batch in dl:
             *xs, y = [t.as_subclass(torch.Tensor).to(device) for t in batch]
             for i, m in enumerate(members):

@@ -12,17 +12,13 @@ from contextlib import contextmanager
 from functools import partial, update_wrapper
 import torch
 from torch.func import functional_call
+from .core import eval_mode
 
 # %% ../nbs/03b_batch_scores.ipynb #b6fcab11
 @contextmanager
 def evaluating(model):
     "Eval mode, and autocast off, inside the block; after it, every module's own mode again"
-    was = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        with torch.autocast(next(model.parameters()).device.type, enabled=False): yield
-    finally:
-        for m, mode in was.items(): m.training = mode
+    with eval_mode(model), torch.autocast(next(model.parameters()).device.type, enabled=False): yield
 
 def _check(ws, model, batch):
     if unknown := sorted(set(ws) - {n for n, _ in model.named_parameters(remove_duplicate=False)}):

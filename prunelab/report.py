@@ -14,7 +14,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from .core import weights
+from .core import eval_mode, weights
 
 # %% ../nbs/07_report.ipynb #efe63099
 REST = 'everything else'
@@ -38,12 +38,8 @@ class _ByWeight(TorchDispatchMode):
 # %% ../nbs/07_report.ipynb #358537ab
 @torch.enable_grad()    # nothing is differentiated; but without it torch fuses attention into one operation that it does not count
 def _count(model, ws, xs):
-    modes, count = {m: m.training for m in model.modules()}, _ByWeight(ws)
-    try:
-        model.eval()
-        with count.counter, count: model(*xs)
-    finally:
-        for m, training in modes.items(): m.training = training
+    count = _ByWeight(ws)
+    with eval_mode(model), count.counter, count: model(*xs)
     return count.macs
 
 def macs(
