@@ -8,6 +8,7 @@ Docs: https://prunelab.github.io/prunelab/stochastic.html.md"""
 __all__ = ['stochastic_prune', 'best', 'median', 'StochasticPruning']
 
 # %% ../nbs/12_stochastic.ipynb #559ea1b8
+from functools import cache
 import torch
 from fastai.torch_core import get_model
 from .basin import correct, evaluate_population, perturb
@@ -21,17 +22,21 @@ def stochastic_prune(
     ws:dict, # {name: weight}, untouched; leave layers out with `weights(model, exclude)`
     sparsity:float, # Fraction removed, in [0,1)
     sigma, # σ ≥ 0 of the noise for all weights, or {name: σ}
-    gen=0, # Seed, several seeds, or a `torch.Generator`
-    score=magnitude, # Of the noisy weights
+    gen=0, # Seed, several seeds, or a `torch.Generator`: the noise comes from it, then what the score draws
+    score=magnitude, # A score function; it sees the noisy weights
     budget=global_, # How layers share the total
     kind:str='add', # 'add': w + σ·eps, or 'mul': w·(1 + σ·eps)
-    held:dict=None, # {name: bool mask}: what is masked already stays masked
-) -> tuple: # ({name: bool mask}, {name: noisy weight}, not yet masked)
+    held:dict=None, # {name: bool mask}: what is masked already is 0 before the score sees it, and stays masked
+    **offers, # For scores that ask for more than weights: `model`, `batch`, `loss_func`, functions without arguments, see `score_with`
+) -> tuple: # ({name: bool mask}, {name: noisy weight, 0 where `held` says so}); `apply_(noisy, masks)` is the pruned member
     "Stochastic Pruning of one draw: perturb, score, select"
+    if unknown := sorted(set(offers) - {'model', 'batch', 'loss_func'}): raise ValueError(f'stochastic_prune has no argument {unknown}; a score may be offered model, batch and loss_func')
+    gen = generator(gen, next(iter(ws.values())).device)
     noisy = perturb(ws, sigma, gen, kind)
-    scores = score_with(score, noisy, gen=lambda: generator(gen, next(iter(ws.values())).device))
-    if held: scores = {n: s.masked_fill(~held[n].to(s.device), -torch.inf) for n, s in scores.items()}
-    return budget(scores, sparsity), noisy
+    gone = {n: ~held[n].to(w.device) for n, w in noisy.items()} if held else {}
+    for n, g in gone.items(): noisy[n].masked_fill_(g, 0)
+    scores = score_with(score, noisy, gen=lambda: gen, **offers)
+    return budget({n: s.masked_fill(gone[n], -torch.inf) if gone else s for n, s in scores.items()}, sparsity), noisy
 
 # %% ../nbs/12_stochastic.ipynb #2ca118a8
 def best(values:torch.Tensor): # One value per member, larger is better
@@ -62,8 +67,9 @@ class StochasticPruning(PruneCB):
 
     def propose(self, t):
         self.draws += 1
-        ws, goal, seed = self.weights(), self.goal(t), (self.seed, self.draws)
-        draw = lambda i: stochastic_prune(ws, goal, self.sigma, (*seed, i), self.score, self.budget, self.kind, self.hold.masks)
+        ws, goal, model, batch = self.weights(), self.goal(t), get_model(self.learn.model), cache(self.batch)     # one batch for all members, if the score asks
+        draw = lambda i: stochastic_prune(ws, goal, self.sigma, (self.seed, self.draws, i), self.score, self.budget, self.kind, self.hold.masks,
+                                          model=lambda: model, batch=batch, loss_func=lambda: self.learn.loss_func)
         members = (apply_(values, masks) for masks, values in map(draw, range(self.n)))
-        self.values = evaluate_population(get_model(self.learn.model), members, self.dls.valid, self.metric)
+        self.values = evaluate_population(model, members, self.dls.valid, self.metric)
         return draw(self.select(self.values))

@@ -1,11 +1,11 @@
-"`prunelab.basin`: noisy copies that can be repeated alone, and their evaluation without a trace in the network"
+"`prunelab.basin`: noisy copies that can be repeated alone, slices and lines, and their evaluation without a trace in the network"
 import gc, weakref
 import numpy as np, pytest, torch
 from fastai.data.core import DataLoaders
 from fastai.torch_core import TensorImage, TensorCategory
 from torch import nn
 from torch.nn import functional as F
-from prunelab.basin import noise, perturb, population, evaluate_population
+from prunelab.basin import noise, perturb, population, evaluate_population, filter_normalised, slice1d, slice2d, interpolate
 from prunelab.core import generator, seeded, weights
 from prunelab.masks import apply_, global_, sparsity
 from prunelab.scores import magnitude
@@ -205,3 +205,93 @@ def test_a_used_up_loader_is_an_error(net, dl):
     with pytest.raises(ValueError, match='a generator does not'): evaluate_population(net, [{}, {}], iter(dl), chunk=1)
 
 def test_no_members(net, dl): assert evaluate_population(net, [], dl).shape == (0,)
+
+def filters(d): return {n: t.detach().double().flatten(1).norm(dim=1) for n, t in d.items()}
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32, torch.float64])
+def test_a_normalised_filter_has_the_weights_length_and_the_draws_direction(net, dtype):
+    ws = {n: (w*(i + 1)).to(dtype) for i, (n, w) in enumerate(weights(net).items())}
+    eps = noise(ws, 0)
+    d = filter_normalised(eps, ws)
+    for n, length in filters(ws).items():
+        assert d[n].dtype == dtype and not d[n].requires_grad and d[n].shape == ws[n].shape
+        assert torch.allclose(filters(d)[n], length, rtol=.02 if dtype == torch.bfloat16 else 1e-5)
+        assert (F.cosine_similarity(d[n].flatten(1).double(), eps[n].flatten(1).double()) > .999).all()
+    assert torch.equal(eps['fc.weight'], noise(ws, 0)['fc.weight'])
+
+def test_no_direction_for_zero_filters_vectors_and_zero_draws():
+    ws = {'a': torch.tensor([[3., 4.], [0., 0.], [1e3, 0.]]), 'b': torch.ones(3)}
+    d = filter_normalised({'a': torch.tensor([[0., 2.], [1., 1.], [0., 0.]]), 'b': torch.ones(3)}, ws)
+    assert d['a'].tolist() == [[0., 5.], [0., 0.], [0., 0.]] and d['b'].tolist() == [0., 0., 0.]
+    assert list(filter_normalised({'b': torch.ones(3)}, ws)) == ['b']
+
+def test_filter_normalised_slice_does_not_see_a_layers_scale():
+    "Two networks of one function; noise of one size tells them apart, filter-normalised directions do not"
+    with seeded(0): net, other = (nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)) for _ in range(2))
+    other.load_state_dict({n: t*{'0': 8., '2': 1.}[n[0]] / {'0.weight': 1., '0.bias': 1., '2.weight': 8., '2.bias': 1.}[n] for n, t in net.state_dict().items()})
+    with seeded(1): batches = [(torch.randn(50, 8), torch.randint(3, (50,)))]
+    ce = lambda out, y: F.cross_entropy(out, y, reduction='none')
+    eps, ts = noise(weights(net), 0), [-1, -.5, 0, .5, 1]
+    plain, normal = ([evaluate_population(m, slice1d(weights(m), make(weights(m)), ts), batches, ce) for m in (net, other)] for make in (lambda ws: eps, lambda ws: filter_normalised(eps, ws)))
+    assert torch.allclose(*normal, atol=1e-5) and (plain[0] - plain[1]).abs().max() > .1
+    assert normal[0].std() > .01
+
+def test_slices_are_the_origin_and_steps(net):
+    ws = weights(net)
+    d1, d2 = noise(ws, 1), {'fc.weight': noise(ws, 2)['fc.weight']}
+    line = list(slice1d(ws, d1, torch.tensor([-1., 0., 2.])))
+    assert same(line[1], {n: w.detach() for n, w in ws.items()}) and list(line[0]) == list(ws)
+    for n in ws: assert torch.allclose(line[2][n], ws[n] + 2*d1[n]) and torch.allclose(line[0][n], ws[n] - d1[n])
+    plane = list(slice2d(ws, d1, d2, [0, 1, 2], [0, .5]))
+    assert len(plane) == 6
+    for k, (s, t) in enumerate([(0, 0), (0, .5), (1, 0), (1, .5), (2, 0), (2, .5)]):
+        assert torch.allclose(plane[k]['fc.weight'], ws['fc.weight'] + s*d1['fc.weight'] + t*d2['fc.weight'], atol=1e-6)
+        assert torch.allclose(plane[k]['conv.weight'], ws['conv.weight'] + s*d1['conv.weight'], atol=1e-6)
+
+def test_a_plane_through_three_networks(net):
+    a, b, c = (dict(perturb(weights(net), .1, i)) for i in range(3))
+    corners = list(slice2d(a, {n: b[n] - a[n] for n in a}, {n: c[n] - a[n] for n in a}, [0, 1], [0, 1]))
+    for got, want in zip(corners, (a, c, b)):
+        for n in a: assert torch.allclose(got[n], want[n], atol=1e-6)
+
+def test_line_between_two_state_dicts(net):
+    with seeded(9): other = Net()
+    other.bn.num_batches_tracked += 5; other.bn.running_mean += 1
+    a, b = net.state_dict(), other.state_dict()
+    start, half, end, beyond = interpolate(a, b, [0, .5, 1, 2])
+    assert same(start, dict(a)) and same({**end, 'bn.num_batches_tracked': b['bn.num_batches_tracked']}, dict(b))     # the ends exactly
+    assert end['bn.num_batches_tracked'] == 0 and end['bn.num_batches_tracked'].dtype == torch.long
+    assert half['bn.running_mean'].tolist() == [.5]*4 and beyond['bn.running_mean'].tolist() == [2.]*4
+    for n in weights(net): assert torch.allclose(half[n], (a[n] + b[n])/2, atol=1e-7)
+
+def test_lines_and_slices_copy(net, dl):
+    "A member may be pruned in place, and asks for no gradient"
+    net.bn.num_batches_tracked += 3
+    ws = weights(net)
+    before = {n: w.detach().clone() for n, w in ws.items()}
+    state, was = dict(net.state_dict()), {n: t.clone() for n, t in net.state_dict().items()}
+    for m in [*slice1d(ws, {}, [0, 1]), *slice2d(ws, noise(ws), {}, [0], [0]), *interpolate(ws, ws, [0, .5, 1]), *interpolate(state, state, [0, 1])]:
+        for t in m.values(): assert not t.requires_grad; t.zero_()
+    assert same({n: w.detach() for n, w in ws.items()}, before) and same(dict(net.state_dict()), was)
+
+@pytest.mark.parametrize('make', [lambda ws, d: slice1d(ws, d, [0.]*6), lambda ws, d: slice2d(ws, d, d, [0., 1.], [0., 1., 2.]), lambda ws, d: interpolate(ws, d, [0.]*6)])
+def test_one_member_alive_at_a_time(net, make):
+    refs, most = [], []
+    ws = weights(net)
+    gc.disable()
+    try:
+        for m in make(ws, noise(ws)):
+            refs.append(weakref.ref(m['fc.weight']))
+            del m
+            most.append(sum(r() is not None for r in refs))
+    finally: gc.enable()
+    assert len(refs) == 6 and max(most) == 0
+
+@pytest.mark.parametrize('call, says', [
+    (lambda ws: filter_normalised({'fc': torch.ones(1)}, ws), 'choose from'), (lambda ws: filter_normalised({'fc.weight': torch.ones(3)}, ws), 'same architecture'),
+    (lambda ws: slice1d(ws, {'head': torch.ones(1)}, [0]), 'choose from'), (lambda ws: slice1d(ws, {'fc.weight': torch.ones(1)}, [0]), 'same architecture'),
+    (lambda ws: slice2d(ws, {}, {'head': torch.ones(1)}, [0], [0]), 'choose from'), (lambda ws: slice2d(ws, {}, {'fc.weight': torch.ones(1)}, [0], [0]), 'same architecture'),
+    (lambda ws: interpolate(ws, {'fc.weight': ws['fc.weight']}, [0]), 'only one end .*conv.weight'), (lambda ws: interpolate({'fc.weight': ws['fc.weight']}, ws, [0]), 'only one end .*conv.weight'),
+    (lambda ws: interpolate(ws, {n: w[:1] for n, w in ws.items()}, [0]), 'same architecture')])
+def test_lines_and_slices_refuse_at_once(net, call, says):
+    with pytest.raises(ValueError, match=says): call(weights(net))

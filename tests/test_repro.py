@@ -1,0 +1,171 @@
+"Rows of results: written whole or not at all, skipped when they are there, never written by a rehearsal."
+import json, os, signal, subprocess, sys, time
+from dataclasses import replace
+from pathlib import Path
+import pytest, torch
+from prunelab.core import weights
+from prunelab.models import lenet5, resnet18
+from prunelab.repro import Experiment, append, done, experiments, pending, plain, read, rows, run
+from prunelab.training import Keep, Recipe, TimeUp, dense, learner, train
+
+TINY = Recipe(lenet5, 'digits', epochs=3, lr=.02, bs=64, valid=.2, n_train=256, size=16)
+
+def count(net, seed, keep=1.): return {'n': int(keep*sum(w.numel() for w in weights(net.learn.model).values())), 'seed': seed}
+def fail(net, seed): raise ValueError('on purpose')
+def spoil(net, seed):
+    with torch.no_grad(): next(net.learn.model.parameters()).mul_(2)
+    return {'x': 1}
+
+def exp(f=count, name='toy/a', **kwargs): return Experiment(name, f, TINY, **{'gpu': False, **kwargs})
+
+def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
+
+# Training
+
+def test_a_training_in_pieces_is_the_training_in_one(tmp_path):
+    "Weights, running statistics and momentum after three calls of one epoch each are those of one call"
+    r = replace(TINY, model=resnet18, width=.05, size=8, bs=128)
+    whole = learner(r, 3, 'cpu')
+    train(whole, r, tmp_path/'whole')
+    for call in range(3):
+        piece = learner(r, 3, 'cpu')
+        try: train(piece, r, tmp_path/'piece', deadline=0.)
+        except TimeUp as e: assert f'{call + 1} of 3' in str(e)
+    assert same(whole, piece)
+    a, b = (o.opt.state_dict()['state'] for o in (whole, piece))
+    assert all(torch.equal(a[k]['momentum_buffer'], b[k]['momentum_buffer']) for k in a)
+
+def test_the_learning_rate_falls_along_a_cosine_also_after_a_break(tmp_path):
+    lrs = []
+    for call in range(3):
+        learn = learner(TINY, 0, 'cpu')
+        try: train(learn, TINY, tmp_path/'p', deadline=0.)
+        except TimeUp: pass
+        lrs += learn.recorder.lrs
+    steps = 3*len(learn.dls.train)
+    expected = [.5*TINY.lr*(1 + torch.cos(torch.tensor(torch.pi*i/steps)).item()) for i in range(steps)]
+    assert lrs == pytest.approx(expected, rel=1e-4)
+
+def test_weight_decay_is_part_of_the_gradient():
+    "One step at zero gradient with momentum: v = lambda w, then .9 v + lambda w"
+    learn = learner(replace(TINY, wd=.1, lr=.5), 0, 'cpu')
+    w = torch.nn.Parameter(torch.tensor([1.]))
+    opt = learn.opt_func([w], lr=.5)
+    for _ in range(2):
+        w.grad = torch.zeros(1)
+        opt.step()
+    v1 = .1*1.; w1 = 1 - .5*v1; v2 = .9*v1 + .1*w1
+    assert w.item() == pytest.approx(w1 - .5*v2)
+
+def test_dense_trains_once(tmp_path, monkeypatch):
+    net = dense(TINY, 0, tmp_path, 'cpu')
+    monkeypatch.setattr('prunelab.training.train', lambda *a, **k: pytest.fail('trained twice'))
+    again = dense(TINY, 0, tmp_path, 'cpu')
+    assert same(net.learn, again.learn) and net.facts == again.facts
+    n = net.facts['n_test']
+    assert net.facts['test'] == round(net.learn.validate(2)[1]*n) and n == len(net.learn.dls.test.dataset)
+    assert not list(tmp_path.glob('*.part')) and not list(tmp_path.glob('*.tmp'))
+
+def test_a_seed_or_a_recipe_of_its_own_is_a_network_of_its_own(tmp_path):
+    a, b = dense(TINY, 0, tmp_path, 'cpu'), dense(TINY, 1, tmp_path, 'cpu')
+    c = dense(replace(TINY, wd=0), 0, tmp_path, 'cpu')
+    assert not same(a.learn, b.learn) and not same(a.learn, c.learn) and len(list(tmp_path.glob('*.pt'))) == 3
+
+def test_a_killed_training_goes_on(tmp_path):
+    "SIGKILL in the middle of a training; the next process ends with the network of an undisturbed one"
+    code = f'''
+import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+import torch; torch.set_num_threads(1)
+from tests.test_repro import *
+from prunelab import training
+training.Keep.__init__.__defaults__      # every: the second one
+def say(s): print(s, flush=True); time.sleep(30)
+learn = learner(TINY, 5, 'cpu')
+train(learn, TINY, {str(tmp_path/'part')!r}, every=0, say=say)
+'''
+    with subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True) as p:
+        assert 'epoch 1 of 3' in p.stdout.readline()      # it has been written, and it sleeps
+        p.send_signal(signal.SIGKILL)
+    learn, whole = learner(TINY, 5, 'cpu'), learner(TINY, 5, 'cpu')
+    train(learn, TINY, tmp_path/'part')
+    train(whole, TINY, tmp_path/'whole')
+    assert same(learn, whole) and len(learn.recorder.lrs) == 2*len(learn.dls.train)
+
+# Rows
+
+def test_half_a_line_counts_for_nothing_and_is_removed(tmp_path):
+    f = tmp_path/'r.jsonl'
+    append(f, {'a': 1})
+    with open(f, 'a') as o: o.write('{"a": 2, "b')
+    assert read(f) == [{'a': 1}]
+    append(f, {'a': 3})
+    assert read(f) == [{'a': 1}, {'a': 3}] and f.read_text().count('\n') == 2
+
+def test_many_writers_lose_nothing(tmp_path):
+    code = f'import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\nfrom prunelab.repro import append\nfor i in range(40): append({str(tmp_path/"r.jsonl")!r}, {{"who": sys.argv[1], "i": i}})'
+    ps = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, who]) for who in 'ab']
+    assert [p.wait() for p in ps] == [0, 0]
+    assert sorted((r['who'], r['i']) for r in read(tmp_path/'r.jsonl')) == [(w, i) for w in 'ab' for i in range(40)]
+
+def test_what_json_does_not_know():
+    assert plain({'a': [float('inf'), float('nan'), torch.tensor(1.5)], 2: (torch.tensor([1, 2]), True)}) == {'a': [None, None, 1.5], '2': [[1, 2], True]}
+
+def test_a_unit_with_a_row_is_skipped(tmp_path):
+    e, calls = exp(seeds=(0, 1)), []
+    once = replace(e, run=lambda net, seed: calls.append(seed) or {'x': seed})
+    assert run(pending([once], tmp_path/'rows'), tmp_path/'rows', tmp_path, 'cpu', say=calls.append) == []
+    calls.clear()
+    units = [(once, 0), (once, 1)]           # asked for, although the rows are there
+    run(units, tmp_path/'rows', tmp_path, 'cpu', say=lambda s: None)
+    assert calls == [] and pending([once], tmp_path/'rows') == []
+    assert rows([once], tmp_path/'rows')[['seed', 'x']].values.tolist() == [[0, 0], [1, 1]]
+
+def test_another_parameter_is_another_experiment(tmp_path):
+    a, b = exp(params={'keep': .5}), exp(params={'keep': .25})
+    run(pending([a], tmp_path/'rows'), tmp_path/'rows', tmp_path, 'cpu', say=lambda s: None)
+    assert done(a, tmp_path/'rows') and not done(b, tmp_path/'rows') and pending([b], tmp_path/'rows') == [(b, 0)]
+    assert not done(replace(a, recipe=replace(TINY, lr=.01)), tmp_path/'rows')
+    assert done(replace(a, claim={'x': 1}), tmp_path/'rows')     # what others say decides nothing
+
+def test_failures_leave_no_row_and_do_not_stop_the_rest(tmp_path):
+    es, said = [exp(fail, 'toy/fail'), exp(spoil, 'toy/spoil'), exp()], []
+    assert run(pending(es, tmp_path/'rows'), tmp_path/'rows', tmp_path, 'cpu', say=said.append) == ['toy/fail, seed 0', 'toy/spoil, seed 0']
+    assert [r['name'] for r in read(tmp_path/'rows/toy.jsonl')] == ['toy/a']
+    assert any('on purpose' in s for s in said) and any('changed the dense network' in s for s in said)
+    fresh = dense(TINY, 0, tmp_path, 'cpu')
+    assert read(tmp_path/'rows/toy.jsonl')[0]['dense'] == fresh.facts
+
+def test_the_time_that_is_given_is_kept(tmp_path):
+    said = []
+    assert run([(exp(), 0)], tmp_path/'rows', tmp_path, 'cpu', deadline=time.monotonic() - 1, say=said.append) == []
+    assert not read(tmp_path/'rows/toy.jsonl') and 'time is up' in said[-1]
+    run([(exp(), 0)], tmp_path/'rows', tmp_path, 'cpu', deadline=time.monotonic() + .05, say=said.append)       # ends within the training
+    assert not read(tmp_path/'rows/toy.jsonl') and '1 of 3 epochs' in said[-1]
+    run([(exp(), 0)], tmp_path/'rows', tmp_path, 'cpu', say=said.append)
+    assert len(read(tmp_path/'rows/toy.jsonl')) == 1
+
+def test_a_row_says_how_to_get_it_again(tmp_path):
+    run([(exp(params={'keep': .5}), 0)], tmp_path/'rows', tmp_path, 'cpu', say=lambda s: None)
+    r = read(tmp_path/'rows/toy.jsonl')[0]
+    assert r['what'] == {'run': 'count', 'recipe': TINY.what, 'params': {'keep': .5}}
+    assert {'seconds', 'device', 'versions', 'finished', 'dense'} <= set(r) and r['versions']['torch'] == torch.__version__
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match='toy/a'): pending([exp()], '.', 'nothing/*')
+
+# The command
+
+def command(*args, **kwargs): return subprocess.run([sys.executable, '-W', 'ignore', '-m', 'prunelab.repro', *args], capture_output=True, text=True, cwd=Path(__file__).parent.parent, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **kwargs)
+
+def test_the_command_lists_every_experiment():
+    out = command()
+    assert out.returncode == 0 and all(e.name in out.stdout for e in experiments()), out.stderr
+
+def test_names_are_unique(): assert len({e.name for e in experiments()}) == len(experiments())
+
+def test_committed_rows_belong_to_experiments():
+    "No row among the results that no experiment asks for: a stale one would be shown nowhere and mislead"
+    folder = Path(__file__).parent.parent/'nbs/repro/results'
+    known = {(e.name, json.dumps(e.what, sort_keys=True)): e.seeds for e in experiments()}
+    for f in folder.glob('*.jsonl'):
+        for r in read(f): assert r['seed'] in known[r['name'], json.dumps(r['what'], sort_keys=True)], f"{r['name']} seed {r['seed']}"
