@@ -95,7 +95,7 @@ COLORS = {'dense': DENSE, 'random': '#cccccc', 'uniform': '#00798c', 'ERK': '#30
 def house_style():
     "The look of every figure in this project: small, light, three colours, reproducible SVG"
     plt.rcParams.update({
-        'figure.figsize': (6, 3), 'figure.dpi': 72, 'figure.constrained_layout.use': True, 'font.size': 10,
+        'figure.figsize': (6, 3), 'figure.dpi': 72, 'figure.constrained_layout.use': True, 'font.size': 10, 'font.sans-serif': ['DejaVu Sans'],     # an SVG names every font of this list at every word
         'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlelocation': 'left', 'axes.titlesize': 11,
         'axes.prop_cycle': plt.cycler(color=[PLAIN, OURS, DENSE, '#edae49', '#00798c', '#30638e']),
         'legend.frameon': False, 'lines.linewidth': 1.8, 'svg.hashsalt': 'prunelab', 'svg.fonttype': 'none', 'image.cmap': 'Greys'})

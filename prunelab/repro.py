@@ -1,4 +1,4 @@
-"""A number in a paper is a claim. Beside it belongs the number that you get, with its spread, and everything that one has to know to get it again.
+"""A number in a paper is a claim. Beside it belongs the number that you get, with its spread, and what one has to know to get it again. This page is the engine that makes such numbers, and does not lose them.
 
 Docs: https://prunelab.github.io/prunelab/repro.html.md"""
 
@@ -120,6 +120,7 @@ def run(
     device=None, # The accelerator if None and there is one
     deadline:float=None, # `time.monotonic()` after which nothing is begun
     say=print, # Shows a line of progress
+    compile:bool=False, # Train dense networks with `torch.compile`?
 ) -> list: # Names of the units that failed
     "Run units in order, one row each"
     net, took, failed = None, {}, []
@@ -130,7 +131,7 @@ def run(
         try:
             with FileLock(Path(cache)/f'{sha256(f"{e.name} {seed}".encode()).hexdigest()[:12]}.lock', timeout=0):
                 if seed in done(e, results): continue
-                if not net or (net.recipe, net.seed) != (e.recipe, seed): net = dense(e.recipe, seed, cache, device, deadline, say)
+                if not net or (net.recipe, net.seed) != (e.recipe, seed): net = dense(e.recipe, seed, cache, device, deadline, say, compile)
                 row = _measure(e, seed, net)
                 append(Path(results)/f'{e.name.split("/")[0]}.jsonl', row)
                 took[e.run] = row['seconds']
@@ -142,8 +143,8 @@ def run(
 # %% ../nbs/50_repro.ipynb #16504884
 def experiments() -> list: # Of `Experiment`, the most telling ones first
     "Everything that this project set out to reproduce"
-    from prunelab import repro_stochastic
-    return repro_stochastic.EXPERIMENTS
+    from prunelab import repro_drop, repro_stochastic
+    return [*repro_stochastic.EXPERIMENTS, *repro_drop.EXPERIMENTS]
 
 def overview(
     experiments:list,
@@ -161,6 +162,7 @@ def main(
     tiny:store_true=False, # Rehearse everything in small, on the CPU, into a temporary folder
     results:str='nbs/repro/results', # Folder of rows
     cache:str=None, # Folder of dense networks; one beside fastai's models if not given
+    compile:store_true=False, # Train dense networks with torch.compile
 ):
     "List or run the reproductions"
     start, es = time.monotonic(), experiments()
@@ -169,6 +171,6 @@ def main(
     units = pending(es, results, only or '*')
     cpu = not (device or torch.cuda.is_available())
     if waiting := [e.name for e, _ in units if e.gpu and cpu]: print(f'no GPU here, so {len(waiting)} units wait (--device cpu insists): {sorted({*waiting})}')
-    failed = run([u for u in units if not (u[0].gpu and cpu)], results, cache or fastai_path('model')/'prunelab', device, budget_minutes and start + 60*budget_minutes, lambda s: print(s, flush=True))
+    failed = run([u for u in units if not (u[0].gpu and cpu)], results, cache or fastai_path('model')/'prunelab', device, budget_minutes and start + 60*budget_minutes, lambda s: print(s, flush=True), compile)
     print(f'rows: {results}' + f'; failed: {failed}'*bool(failed))
     if failed: sys.exit(1)

@@ -8,7 +8,7 @@ Docs: https://prunelab.github.io/prunelab/repro/stochastic_pruning.html.md"""
 __all__ = ['CELLS', 'LAMP', 'NSGA', 'EXPERIMENTS']
 
 # %% ../nbs/repro/1_stochastic_pruning.ipynb #44dc93e2
-from .measures import PRUNERS, SAMPLERS, fine_tune, inside, one_shot, searched, sweep
+from .measures import PRUNERS, SAMPLERS, fine_tune, inside, one_shot, recalibrated, searched, sweep
 from .models import resnet18, resnet50, vgg19
 from .repro import Experiment
 from .training import Recipe
@@ -25,13 +25,15 @@ LAMP = dict(zip(['resnet18-cifar10', 'resnet50-cifar10', 'vgg19-cifar10', 'resne
                 [(77.8, 84.0), (22.5, 28.0), (88.9, 20.5), (18.3, 25.8), (30.0, 38.5), (68.8, 69.4)]))
 NSGA = {'resnet18-cifar10': (.874, .0038), 'resnet50-cifar10': (.948, .0028), 'vgg19-cifar10': (.915, .0013)}     # γ, σ of the best F1 point
 
+# %% ../nbs/repro/1_stochastic_pruning.ipynb #08064746
 def _cell(model, data, sigma, gamma, shot_dp, shot_sp, spread, tuned_dp, tuned_sp, variance):
     "All experiments of one cell of the paper's table"
     name, at, few = f'{model.__name__}-{data}', {'gamma': gamma, 'sigma': sigma}, {'draws': 2}
     def e(what, run, params, claim={}, tiny={}): return Experiment(f'stochastic/{name}/{what}', run, Recipe(model, data), params, (0,), claim, True, tiny)
     tune = {'epochs': 1, 'n': 128, 'best_of': 2}
     yield e('one-shot GMP', one_shot, at, {'DP': shot_dp, 'SP': shot_sp[0], '±': shot_sp[1], 'of 20 draws': spread}, few)
-    yield e('inside', inside, at, {'feature variance': variance}, {**few, 'batches': 1, 'recalibrate': 1})
+    yield e('inside', inside, at, dict(zip(('mean variance ratio DP', 'SP'), variance)), {**few, 'batches': 1, 'recalibrate': 1})
+    yield e('recalibrated', recalibrated, at, {}, {**few, 'recalibrate': 1})
     yield e('fine-tuned DP', fine_tune, {**at, 'arm': 'DP'}, {'DP': tuned_dp}, tune)
     yield e('fine-tuned SP', fine_tune, {**at, 'arm': 'SP'}, {'SP': tuned_sp[0], '±': tuned_sp[1]}, tune)
     yield e('sweep', sweep, {'gamma': gamma, 'sigmas': [0, .0005, .001, .002, .003, .004, .005, .006, .008, .01]}, {}, {**few, 'flow': 32, 'sigmas': [0, .01]})
@@ -42,17 +44,22 @@ def _cell(model, data, sigma, gamma, shot_dp, shot_sp, spread, tuned_dp, tuned_s
     if name in NSGA: yield e('NSGA-II point', one_shot, dict(zip(('gamma', 'sigma'), NSGA[name])) | {'draws': 11}, {}, few)
     for k in SAMPLERS: yield e(f'search {k}', searched, {'sampler': k}, {}, {'trials': 3})
 
+# %% ../nbs/repro/1_stochastic_pruning.ipynb #3753d140
 def _narrow():
     "Ours: a quarter of ResNet-18's channels, 10,000 images, 30 epochs, ten times the weight decay"
-    recipe, at = Recipe(resnet18, 'cifar10', epochs=30, width=.25, n_train=10000, wd=5e-3), {'gamma': .9, 'sigma': .4, 'unit': 'tau', 'images': 2500}
+    recipe, at = Recipe(resnet18, 'cifar10', epochs=30, width=.25, n_train=10000, wd=5e-3), {'gamma': .9, 'sigma': .4, 'unit': 'tau', 'images': 1000}
     def e(what, run, params, tiny={}): return Experiment(f'stochastic/narrow-cifar10/{what}', run, recipe, params, (0,), {}, False, tiny)
     tune = {'epochs': 1, 'n': 128, 'best_of': 2}
     yield e('one-shot GMP', one_shot, at, {'draws': 2})
     yield e('inside', inside, {**at, 'draws': 5, 'batches': 8, 'recalibrate': 20}, {'draws': 2, 'batches': 1, 'recalibrate': 1})
+    yield e('recalibrated', recalibrated, {**at, 'recalibrate': 20}, {'draws': 2, 'recalibrate': 1})
     some = {k: v for k, v in at.items() if k != 'sigma'}
+    for gamma in (.95, .97):
+        yield e(f'one-shot GMP at {gamma}', one_shot, {**at, 'gamma': gamma, 'draws': 10}, {'draws': 2})
+        yield e(f'inside at {gamma}', inside, {**at, 'gamma': gamma, 'draws': 3, 'batches': 2, 'recalibrate': 20}, {'draws': 2, 'batches': 1, 'recalibrate': 1})
     yield e('sweep', sweep, {**some, 'draws': 3, 'flow': 500, 'sigmas': [0, .1, .2, .3, .4, .5, .6, .8, 1.]}, {'draws': 2, 'flow': 32, 'sigmas': [0, .5]})
     for p in ('LAMP', 'ERK'): yield e(f'one-shot {p}', one_shot, {**at, 'pruner': p, 'draws': 5}, {'draws': 2})
-    for arm in ('DP', 'SP'): yield e(f'fine-tuned {arm}', fine_tune, {**at, 'arm': arm, 'epochs': 10, 'lr': 1e-3}, tune)
+    for arm in ('DP', 'SP'): yield e(f'fine-tuned {arm}', fine_tune, {**at, 'arm': arm, 'epochs': 4, 'lr': 2.5e-3}, tune)
     for p in ('SNIP', 'GraSP', 'SynFlow', 'random'): yield e(f'one-shot {p}', one_shot, {**at, 'pruner': p, 'draws': 5}, {'draws': 2})
 
 EXPERIMENTS = [e for cell in CELLS for e in _cell(*cell)] + list(_narrow())

@@ -14,9 +14,9 @@ from prunelab.training import Recipe, dense
 
 ROOT = Path(__file__).parent.parent
 
-@pytest.fixture(scope='module')
-def net(tmp_path_factory):
-    return dense(Recipe(resnet18, 'digits', epochs=2, width=.0625, valid=200, n_train=512, bs=64, size=8), cache=tmp_path_factory.mktemp('dense'), device='cpu')
+@pytest.fixture(scope='module', params=['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device here'))])
+def net(tmp_path_factory, request):
+    return dense(Recipe(resnet18, 'digits', epochs=2, width=.0625, valid=200, n_train=512, bs=64, size=8), cache=tmp_path_factory.mktemp('dense'), device=request.param)
 
 def right(net, member, i): return round(evaluate_population(net.learn.model, [member], net.learn.dls[i]).item()*len(net.learn.dls[i].dataset))
 
@@ -45,6 +45,13 @@ def test_noise_everywhere_reaches_the_layers_that_stay_dense(net):
 def test_the_first_images(net):
     few = measures.one_shot(net, 0, .5, .01, draws=1, images=50)
     assert few['n'] == {'valid': 50, 'test': 50} and max(few['det'].values()) <= 50
+    ys = measures._plain(net, 2, images=100).dataset.y.tolist()       # mixed, although a test set may be sorted by class
+    assert set(ys) == set(range(10)) and ys == measures._plain(net, 2, images=200).dataset.y.tolist()[:100]
+
+def test_a_sorted_test_set_is_mixed(net, monkeypatch):
+    ds = net.learn.dls[2].dataset
+    monkeypatch.setattr(net.learn.dls[2], 'dataset', type(ds)(ds.x[ds.y.argsort()], ds.y.sort().values, ds.vocab))
+    assert len(set(measures._plain(net, 2, images=60).dataset.y.tolist())) > 5
 
 @pytest.mark.parametrize('pruner', measures.PRUNERS)
 def test_every_pruner_keeps_the_number_that_was_asked(net, pruner):

@@ -57,10 +57,10 @@ def test_weight_decay_is_part_of_the_gradient():
     v1 = .1*1.; w1 = 1 - .5*v1; v2 = .9*v1 + .1*w1
     assert w.item() == pytest.approx(w1 - .5*v2)
 
-def test_dense_trains_once(tmp_path, monkeypatch):
-    net = dense(TINY, 0, tmp_path, 'cpu')
+def test_dense_trains_once(tmp_path, monkeypatch, device):
+    net = dense(TINY, 0, tmp_path, device)
     monkeypatch.setattr('prunelab.training.train', lambda *a, **k: pytest.fail('trained twice'))
-    again = dense(TINY, 0, tmp_path, 'cpu')
+    again = dense(TINY, 0, tmp_path, device)
     assert same(net.learn, again.learn) and net.facts == again.facts
     n = net.facts['n_test']
     assert net.facts['test'] == round(net.learn.validate(2)[1]*n) and n == len(net.learn.dls.test.dataset)
