@@ -56,6 +56,7 @@ def _plain(net, i=0, bs=None, images=None):
 
 def _sigma(ws, gamma, sigma, unit):
     "σ itself, or in units of the smallest magnitude that global pruning keeps"
+    if unit not in (None, 'tau'): raise ValueError(f"unit is None, for σ itself, or 'tau', got {unit!r}")
     return sigma*kth_largest(magnitude(ws), kept(sum(w.numel() for w in ws.values()), gamma))[0] if unit == 'tau' else sigma
 
 def _draws(net, seed, pruner, gamma, sigma, which, everywhere=False):
@@ -150,16 +151,18 @@ class Best(Callback):
         if now > max(self.curve, default=-1): self.member = {k: v.detach().clone() for k, v in get_model(self.model).state_dict().items()}
         self.curve.append(now)
 
-def fine_tune(net, seed, gamma, sigma, arm, epochs=100, lr=1e-4, n=5000, clip=.1, best_of=10, unit=None, images=None):
+def fine_tune(net, seed, gamma, sigma, arm, pruner='GMP', epochs=100, lr=1e-4, n=5000, clip=.1, best_of=10, unit=None, images=None):
     "Prune (`arm`: DP or SP), fine-tune on `n` images; right answers before and after, and the accuracy on validation images after each epoch"
-    learn, s, exclude = learner(net.recipe, net.seed, net.learn.dls.device), _sigma(_parts(net)[1], gamma, sigma, unit), EXCLUDE[net.recipe.model.__name__]
+    if arm not in ('DP', 'SP'): raise ValueError(f"arm is 'DP' or 'SP', got {arm!r}")
+    kwargs = {**dict(zip(('score', 'budget'), PRUNERS[pruner](gamma))), 'exclude': EXCLUDE[net.recipe.model.__name__], 'seed': seed}
+    learn, s = learner(net.recipe, net.seed, net.learn.dls.device), _sigma(_parts(net)[1], gamma, sigma, unit)
     learn.model.load_state_dict(net.learn.model.state_dict())
     ds = learn.dls.train.dataset
     i = torch.as_tensor(train_test_split(range(len(ds)), train_size=n, stratify=ds.y.cpu(), random_state=seed)[0])
     learn.dls.loaders[0] = learn.dls.train.new(Images(ds.x[i], ds.y[i], ds.vocab))
     for m in learn.model.modules():
         if isinstance(m, nn.BatchNorm2d): m.requires_grad_(False)
-    learn.prune(StochasticPruning(gamma, s, n=best_of, exclude=exclude, seed=seed) if arm == 'SP' else PruneCB(gamma, exclude=exclude, seed=seed))
+    learn.prune(StochasticPruning(gamma, s, n=best_of, **kwargs) if arm == 'SP' else PruneCB(gamma, **kwargs))
     count = lambda member: _right(net, lambda: [member], images)
     before, keep = count(learn.model.state_dict()), Best()
     learn.fit(epochs, lr, cbs=[BnFreeze, Clip(clip), keep])

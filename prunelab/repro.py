@@ -8,7 +8,7 @@ Docs: https://prunelab.github.io/prunelab/repro.html.md"""
 __all__ = ['Experiment', 'plain', 'append', 'read', 'done', 'pending', 'rows', 'run', 'experiments', 'overview', 'main']
 
 # %% ../nbs/50_repro.ipynb #ce2e9521
-import json, os, platform, sys, tempfile, time, traceback
+import inspect, json, os, platform, sys, tempfile, time, traceback
 from dataclasses import dataclass, field, replace
 from datetime import date
 from fnmatch import fnmatch
@@ -38,8 +38,9 @@ class Experiment:
 
     @property
     def what(self) -> dict: # Goes into the row
-        "All that decides the result, as plain data"
-        return {'run': self.run.__name__, 'recipe': self.recipe.what, 'params': json.loads(json.dumps(self.params))}
+        "Function, recipe and all parameters, defaults too, as plain data; `TypeError` for a parameter that the function has not"
+        (bound := inspect.signature(self.run).bind(None, None, **self.params)).apply_defaults()
+        return {'run': self.run.__name__, 'recipe': self.recipe.what, 'params': json.loads(json.dumps(dict([*bound.arguments.items()][2:])))}
 
     def rehearsal(self):
         "The same code in seconds: digits, few epochs, one seed, other parameters as `tiny` says"
@@ -62,7 +63,7 @@ def append(
     "Add one line in one piece, after removing what a killed writer left of its line"
     path, line = Path(path), json.dumps(plain(row), allow_nan=False).encode() + b'\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(Path(tempfile.gettempdir())/f'prunelab-{sha256(str(path.resolve()).encode()).hexdigest()[:12]}.lock'), open(path, 'ab+') as f:
+    with FileLock(f'{path}.lock'), open(path, 'ab+') as f:
         f.seek(0)
         f.truncate(f.read().rfind(b'\n') + 1)
         f.write(line)
@@ -104,10 +105,9 @@ def rows(
 # %% ../nbs/50_repro.ipynb #4113eb8d
 def _measure(e, seed, net):
     "The row of one unit; `RuntimeError` if the experiment changed the dense network"
-    start, state = time.monotonic(), net.learn.model.state_dict()
-    before = [t._version for t in state.values()]
+    start, before = time.monotonic(), {k: v.clone() for k, v in net.learn.model.state_dict().items()}
     result = e.run(net, seed, **e.params)
-    if [t._version for t in state.values()] != before: raise RuntimeError(f'{e.name} changed the dense network: an experiment works on copies')
+    if not all(torch.equal(v, before[k]) for k, v in net.learn.model.state_dict().items()): raise RuntimeError(f'{e.name} changed the dense network: an experiment works on copies')
     cuda = net.learn.dls.device.type == 'cuda'
     return {'name': e.name, 'seed': seed, 'what': e.what, 'dense': net.facts, 'result': result, 'seconds': round(time.monotonic() - start, 1),
             'device': torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} thread(s)', 'finished': date.today().isoformat(),
@@ -127,14 +127,16 @@ def run(
     for i, (e, seed) in enumerate(units):
         left = sum(took.values())/max(len(took), 1)*(len(units) - i)
         say(f'[{i + 1}/{len(units)}] {e.name}, seed {seed}' + f' (about {_clock(left)} left)'*bool(took))
-        if deadline and time.monotonic() + took.get(e.run, 0) > deadline: say('time is up; the same command goes on from here'); break
+        kind, late = (e.run, e.recipe), lambda: deadline is not None and time.monotonic() + took.get(kind, 0) > deadline
+        if late(): say('time is up; the same command goes on from here'); break
         try:
             with FileLock(Path(cache)/f'{sha256(f"{e.name} {seed}".encode()).hexdigest()[:12]}.lock', timeout=0):
                 if seed in done(e, results): continue
                 if not net or (net.recipe, net.seed) != (e.recipe, seed): net = dense(e.recipe, seed, cache, device, deadline, say, compile)
+                if late(): raise TimeUp('time is up; the dense network is kept')
                 row = _measure(e, seed, net)
                 append(Path(results)/f'{e.name.split("/")[0]}.jsonl', row)
-                took[e.run] = row['seconds']
+                took[kind] = row['seconds']
         except Timeout: say('  another process is at it')
         except TimeUp as t: say(f'  {t}'); break
         except Exception: net = failed.append(f'{e.name}, seed {seed}'); say(traceback.format_exc())
@@ -158,7 +160,7 @@ def overview(
 def main(
     only:str=None, # Experiments to run, a glob such as 'stochastic/*'; without it, what is pending is listed
     device:str=None, # 'cuda' or 'cpu'
-    budget_minutes:float=None, # Begin nothing that would end later
+    budget_minutes:float=None, # Begin nothing after it, nor what the last one of its kind would not have finished
     tiny:store_true=False, # Rehearse everything in small, on the CPU, into a temporary folder
     results:str='nbs/repro/results', # Folder of rows
     cache:str=None, # Folder of dense networks; one beside fastai's models if not given
@@ -171,6 +173,6 @@ def main(
     units = pending(es, results, only or '*')
     cpu = not (device or torch.cuda.is_available())
     if waiting := [e.name for e, _ in units if e.gpu and cpu]: print(f'no GPU here, so {len(waiting)} units wait (--device cpu insists): {sorted({*waiting})}')
-    failed = run([u for u in units if not (u[0].gpu and cpu)], results, cache or fastai_path('model')/'prunelab', device, budget_minutes and start + 60*budget_minutes, lambda s: print(s, flush=True), compile)
+    failed = run([u for u in units if not (u[0].gpu and cpu)], results, cache or fastai_path('model')/'prunelab', device, None if budget_minutes is None else start + 60*budget_minutes, lambda s: print(s, flush=True), compile)
     print(f'rows: {results}' + f'; failed: {failed}'*bool(failed))
     if failed: sys.exit(1)

@@ -23,7 +23,8 @@ CELLS = [ # model, data, σ, γ, one-shot DP, SP and its sd, range of 20 draws, 
     (resnet50, 'cifar100', .001, .85, 24.92, (30.39, .71), (28, 32), 73.93, (74.17, .16), (.480, .477))]
 LAMP = dict(zip(['resnet18-cifar10', 'resnet50-cifar10', 'vgg19-cifar10', 'resnet18-cifar100', 'resnet50-cifar100', 'vgg19-cifar100'],
                 [(77.8, 84.0), (22.5, 28.0), (88.9, 20.5), (18.3, 25.8), (30.0, 38.5), (68.8, 69.4)]))
-NSGA = {'resnet18-cifar10': (.874, .0038), 'resnet50-cifar10': (.948, .0028), 'vgg19-cifar10': (.915, .0013)}     # γ, σ of the best F1 point
+NSGA = {'resnet18-cifar10': (.874, .0038), 'resnet50-cifar10': (.948, .0028), 'vgg19-cifar10': (.915, .0013),
+        'resnet18-cifar100': (.92, .0036), 'resnet50-cifar100': (.76, .0012), 'vgg19-cifar100': (.83, .0025)}     # γ, σ of the best F1 point
 
 # %% ../nbs/repro/1_stochastic_pruning.ipynb #08064746
 def _cell(model, data, sigma, gamma, shot_dp, shot_sp, spread, tuned_dp, tuned_sp, variance):
@@ -36,12 +37,13 @@ def _cell(model, data, sigma, gamma, shot_dp, shot_sp, spread, tuned_dp, tuned_s
     yield e('recalibrated', recalibrated, at, {}, {**few, 'recalibrate': 1})
     yield e('fine-tuned DP', fine_tune, {**at, 'arm': 'DP'}, {'DP': tuned_dp}, tune)
     yield e('fine-tuned SP', fine_tune, {**at, 'arm': 'SP'}, {'SP': tuned_sp[0], '±': tuned_sp[1]}, tune)
-    yield e('sweep', sweep, {'gamma': gamma, 'sigmas': [0, .0005, .001, .002, .003, .004, .005, .006, .008, .01]}, {}, {**few, 'flow': 32, 'sigmas': [0, .01]})
+    yield e('sweep', sweep, {'gamma': gamma, 'sigmas': [0, .0005, .001, .002, .003, .004, .005, .006, .008, .01], 'flow': 5000}, {}, {**few, 'flow': 32, 'sigmas': [0, .01]})
     yield e('one-shot LAMP', one_shot, {**at, 'pruner': 'LAMP'}, dict(zip(('DP', 'SP'), LAMP[name])), few)
     claims = {('resnet18-cifar10', 'SynFlow'): {'SP': 12.0}, ('vgg19-cifar10', 'SynFlow'): {'SP': 34.7}, ('resnet18-cifar10', 'GraSP'): {'SP': 'chance'}}
     for p in ('SynFlow', 'GraSP', 'ERK', 'SNIP', 'random'): yield e(f'one-shot {p}', one_shot, {**at, 'pruner': p}, claims.get((name, p), {}), few)
     yield e('one-shot GMP, noise everywhere', one_shot, {**at, 'everywhere': True}, {}, few)
-    if name in NSGA: yield e('NSGA-II point', one_shot, dict(zip(('gamma', 'sigma'), NSGA[name])) | {'draws': 11}, {}, few)
+    yield e('NSGA-II point', one_shot, dict(zip(('gamma', 'sigma'), NSGA[name])) | {'draws': 11}, {}, few)
+    if name in (sf := {'resnet18-cifar10': 88.7, 'vgg19-cifar10': 90.7}): yield e('fine-tuned SynFlow SP', fine_tune, {**at, 'arm': 'SP', 'pruner': 'SynFlow'}, {'SP': sf[name]}, tune)
     for k in SAMPLERS: yield e(f'search {k}', searched, {'sampler': k}, {}, {'trials': 3})
 
 # %% ../nbs/repro/1_stochastic_pruning.ipynb #3753d140

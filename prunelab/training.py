@@ -22,7 +22,7 @@ from fastai.callback.schedule import ParamScheduler, SchedCos
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from .core import seeded
 from .data import get_dls
 
@@ -95,7 +95,7 @@ class Keep(Callback):
     "Writes the state of a training to `path`, at most every `every` seconds, and at the end of its time"
     order = 98
     def __init__(self, path, every=60, deadline=None, say=None):
-        self.path, self.every, self.deadline, self.say, self.start, self.late = path, every, deadline, say, 0, None
+        self.path, self.every, self.deadline, self.say, self.start, self.late, self.before = path, every, deadline, say, 0, None, 0.
 
     def before_fit(self): self.saved = self.begun = time.monotonic()
 
@@ -105,7 +105,7 @@ class Keep(Callback):
         pace = (now - self.begun)/(done - self.start)
         late = self.deadline is not None and now + pace > self.deadline and done < self.n_epoch
         if now - self.saved < self.every and not late: return
-        write(self.path, {'model': self.model.state_dict(), 'opt': self.opt.state_dict(), 'loader': self.dls.train.epoch, 'epoch': done})
+        write(self.path, {'model': self.model.state_dict(), 'opt': self.opt.state_dict(), 'loader': self.dls.train.epoch, 'epoch': done, 'seconds': self.before + now - self.begun})
         self.saved = now
         if self.say: self.say(f'  epoch {done} of {self.n_epoch}, {_clock(pace*(self.n_epoch - done))} left, {len(self.dls.train.dataset)/pace:,.0f} images a second, accuracy {self.recorder.values[-1][2]:.2%}')
         if late:
@@ -120,9 +120,9 @@ def train(
     recipe:Recipe,
     part, # File for the state of an unfinished training
     every:float=60, # Seconds between two writings
-    deadline:float=None, # `time.monotonic()` after which no further epoch may end; `TimeUp` is raised before it
+    deadline:float=None, # `time.monotonic()` that no further epoch may outlast; one epoch is done in any case, then `TimeUp`
     say=None, # Function that shows a line of progress
-):
+) -> float: # Seconds of training in all
     "Train to the end, from the beginning or from what `part` holds"
     keep, start = Keep(part, every, deadline, say), 0
     learn.create_opt()
@@ -130,9 +130,10 @@ def train(
         state = torch.load(part, map_location=learn.dls.device, weights_only=True)
         learn.model.load_state_dict(state['model'])
         learn.opt.load_state_dict(state['opt'])
-        learn.dls.train.epoch, keep.start = state['loader'], state['epoch']
+        learn.dls.train.epoch, keep.start, keep.before = state['loader'], state['epoch'], state['seconds']
     learn.fit(recipe.epochs, start_epoch=keep.start, cbs=[ParamScheduler({'lr': SchedCos(recipe.lr, 0)}), keep])
     if keep.late: raise TimeUp(keep.late)
+    return keep.before + time.monotonic() - keep.begun
 
 # %% ../nbs/49_training.ipynb #619df90d
 @dataclass
@@ -161,13 +162,14 @@ def dense(
     Path(cache).mkdir(parents=True, exist_ok=True)
     path = Path(cache)/f'{recipe.name}-{seed}.pt'
     learn = learner(recipe, seed, device)
-    with FileLock(f'{path}.lock'):
+    try: lock = FileLock(f'{path}.lock').acquire(timeout=-1 if deadline is None else max(0, deadline - time.monotonic()))
+    except Timeout: raise TimeUp('another process is training this network') from None
+    with lock:
         if not path.exists():
-            start = time.monotonic()
             if compile: learn.model.compile()
-            train(learn, recipe, path.with_suffix('.part'), deadline=deadline, say=say)
+            seconds = train(learn, recipe, path.with_suffix('.part'), deadline=deadline, say=say)
             (valid, n_valid), (test, n_test) = _right(learn, 1), _right(learn, 2)
-            write(path, {'model': learn.model.state_dict(), 'facts': {'valid': valid, 'n_valid': n_valid, 'test': test, 'n_test': n_test, 'seconds': round(time.monotonic() - start)}})
+            write(path, {'model': learn.model.state_dict(), 'facts': {'valid': valid, 'n_valid': n_valid, 'test': test, 'n_test': n_test, 'seconds': round(seconds), 'device': learn.dls.device.type, 'torch': str(torch.__version__)}})
             path.with_suffix('.part').unlink(missing_ok=True)
             learn = learner(recipe, seed, device)
     saved = torch.load(path, map_location=learn.dls.device, weights_only=True)

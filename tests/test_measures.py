@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 def net(tmp_path_factory, request):
     return dense(Recipe(resnet18, 'digits', epochs=2, width=.0625, valid=200, n_train=512, bs=64, size=8), cache=tmp_path_factory.mktemp('dense'), device=request.param)
 
-def right(net, member, i): return round(evaluate_population(net.learn.model, [member], net.learn.dls[i]).item()*len(net.learn.dls[i].dataset))
+def right(net, member, i):
+    with torch.autocast('cuda', torch.bfloat16, enabled=net.learn.dls.device.type == 'cuda'): return round(evaluate_population(net.learn.model, [member], net.learn.dls[i].new(bs=500)).item()*len(net.learn.dls[i].dataset))
 
 def test_one_shot_counts_what_the_chapter_does(net):
     r = measures.one_shot(net, 7, .8, .01, draws=2)
@@ -99,18 +100,21 @@ def test_fine_tuning_freezes_batchnorm_clips_and_stays_sparse(net, arm, monkeypa
     assert not torch.equal(last['fc.weight'], dense['fc.weight']) and len(r['curve']) == 3
     assert torch.equal(before['fc.weight'], dense['fc.weight'])
     accuracy = lambda m: right(net, m, 1)/200
-    assert r['curve'][-1] == pytest.approx(accuracy(last)) and max(r['curve']) == pytest.approx(accuracy(best))
+    assert r['curve'][-1] == pytest.approx(accuracy(last), abs=.011) and max(r['curve']) == pytest.approx(accuracy(best), abs=.011)     # bf16 and other batches on CUDA
+
+def test_misspelt_arguments_are_refused(net):
+    with pytest.raises(ValueError, match='DP'): measures.fine_tune(net, 0, .8, .1, 'sp')
+    with pytest.raises(ValueError, match='tau'): measures.one_shot(net, 0, .8, .1, unit='Tau')
 
 def test_a_search_gives_a_front(net):
     r = measures.searched(net, 0, 'TPE', trials=2)['front']
     assert 1 <= len(r['test']) <= 2 and set(r) >= {'sigma', 'gamma', 'valid', 'test'}
 
 def test_a_rehearsal_writes_nowhere_near_the_results():
-    before = {f: f.read_bytes() for f in (ROOT/'nbs/repro/results').glob('*')}
     name = next(e.name for e in experiments() if not e.gpu)
     p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'prunelab.repro', '--tiny', '--only', name], capture_output=True, text=True, cwd=ROOT)
     assert p.returncode == 0, p.stdout + p.stderr
     folder = Path(p.stdout.strip().splitlines()[-1].removeprefix('rows: '))
     rows = [r for f in folder.glob('*.jsonl') for r in read(f)]
     assert [r['name'] for r in rows] == [name] and rows[0]['what']['recipe']['data'] == 'digits'
-    assert {f: f.read_bytes() for f in (ROOT/'nbs/repro/results').glob('*')} == before
+    assert not [r for f in (ROOT/'nbs/repro/results').glob('*.jsonl') for r in read(f) if r['what']['recipe']['data'] == 'digits']

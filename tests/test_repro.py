@@ -16,6 +16,8 @@ def spoil(net, seed):
     with torch.no_grad(): next(net.learn.model.parameters()).mul_(2)
     return {'x': 1}
 
+def weight_sum(net, seed): return {'sum': net.learn.model.fc1.weight.sum().item()}
+
 def exp(f=count, name='toy/a', **kwargs): return Experiment(name, f, TINY, **{'gpu': False, **kwargs})
 
 def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
@@ -101,6 +103,10 @@ def test_half_a_line_counts_for_nothing_and_is_removed(tmp_path):
     append(f, {'a': 3})
     assert read(f) == [{'a': 1}, {'a': 3}] and f.read_text().count('\n') == 2
 
+def test_waiting_for_another_process_obeys_the_deadline(tmp_path):
+    from filelock import FileLock
+    with FileLock(tmp_path/f'{TINY.name}-0.pt.lock'), pytest.raises(TimeUp, match='another process'): dense(TINY, 0, tmp_path, 'cpu', deadline=time.monotonic() + .1)
+
 def test_many_writers_lose_nothing(tmp_path):
     code = f'import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\nfrom prunelab.repro import append\nfor i in range(40): append({str(tmp_path/"r.jsonl")!r}, {{"who": sys.argv[1], "i": i}})'
     ps = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, who]) for who in 'ab']
@@ -128,12 +134,11 @@ def test_another_parameter_is_another_experiment(tmp_path):
     assert done(replace(a, claim={'x': 1}), tmp_path/'rows')     # what others say decides nothing
 
 def test_failures_leave_no_row_and_do_not_stop_the_rest(tmp_path):
-    es, said = [exp(fail, 'toy/fail'), exp(spoil, 'toy/spoil'), exp()], []
+    es, said = [exp(fail, 'toy/fail'), exp(spoil, 'toy/spoil'), exp(weight_sum)], []
     assert run(pending(es, tmp_path/'rows'), tmp_path/'rows', tmp_path, 'cpu', say=said.append) == ['toy/fail, seed 0', 'toy/spoil, seed 0']
     assert [r['name'] for r in read(tmp_path/'rows/toy.jsonl')] == ['toy/a']
     assert any('on purpose' in s for s in said) and any('changed the dense network' in s for s in said)
-    fresh = dense(TINY, 0, tmp_path, 'cpu')
-    assert read(tmp_path/'rows/toy.jsonl')[0]['dense'] == fresh.facts
+    assert read(tmp_path/'rows/toy.jsonl')[0]['result'] == weight_sum(dense(TINY, 0, tmp_path, 'cpu'), 0)     # not the spoilt one
 
 def test_the_time_that_is_given_is_kept(tmp_path):
     said = []
@@ -148,6 +153,8 @@ def test_a_row_says_how_to_get_it_again(tmp_path):
     run([(exp(params={'keep': .5}), 0)], tmp_path/'rows', tmp_path, 'cpu', say=lambda s: None)
     r = read(tmp_path/'rows/toy.jsonl')[0]
     assert r['what'] == {'run': 'count', 'recipe': TINY.what, 'params': {'keep': .5}}
+    assert exp().what['params'] == {'keep': 1.}                   # defaults are part of what was run
+    with pytest.raises(TypeError): exp(params={'kept': .5}).what
     assert {'seconds', 'device', 'versions', 'finished', 'dense'} <= set(r) and r['versions']['torch'] == torch.__version__
 
 def test_unknown_names_are_refused():
