@@ -107,7 +107,7 @@ def prune(self:PruneCB, t:float=1.):
     if self.done == 0: self.start = sparsity(self.masks)
     n = sum(m.numel() for m in self.masks.values())
     if self.target is not None and round(self.target*n) < round(self.start*n):
-        raise ValueError(f'{self.start:.2%} of these weights are masked already and {type(self).__name__} brings none back: {self.target:.4g} is too low; finalize() first to start afresh')
+        raise ValueError(f'{self.start:.2%} of these weights are masked already, more than the target {self.target:.4g}: a target below what is masked needs finalize() first, to start afresh')
     out = self.propose(t)
     masks, values = out if isinstance(out, tuple) else (out, None)
     self.hold.set(masks, values)

@@ -9,6 +9,7 @@ __all__ = ['read_images']
 
 # %% ../nbs/00b_images.ipynb #378cb1d2
 import json, os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np, torch
@@ -84,6 +85,7 @@ def _load(name, size, cache):
     return {**out, **info}
 
 # %% ../nbs/00b_images.ipynb #6d11763f
+@lru_cache(4)
 def _digits(size):
     d = load_digits()
     x, y = torch.stack([_pixels(o/16, 1, size) for o in d.images]), torch.from_numpy(d.target).long()
@@ -100,11 +102,11 @@ def read_images(
     if name not in _SETS: raise ValueError(f'name is {name!r}: choose from {list(_SETS)}')
     url, size = _SETS[name][0], _SETS[name][3] if size is None else size
     if size not in range(1, 1025): raise ValueError(f'size is {size!r}: give a number of pixels from 1 to 1024, or None for {_SETS[name][3]}')
-    if name == 'digits': return _digits(size)
+    if name == 'digits': return {k: v.clone() if isinstance(v, torch.Tensor) else [*v] for k, v in _digits(size).items()}
     home = Path(folder).expanduser() if folder else fastai_path('data')/url.split('/')[-1].split('.')[0]
-    cache = home.with_name(f'{home.name}-{size}px.safetensors')
-    try: ready = folder or cache.exists() or home.is_dir() or untar_data(url)
-    except Exception as e: raise FileNotFoundError(f'{name}: neither {cache} nor the folder {home} exists, and {url} could not be fetched '
+    packed = home.with_name(f'{home.name}-{size}px.safetensors')
+    try: folder or packed.exists() or home.is_dir() or untar_data(url)
+    except Exception as e: raise FileNotFoundError(f'{name}: neither {packed} nor the folder {home} exists, and {url} could not be fetched '
         f'({e}); unpack the archive there, so that there are files {home/_SETS[name][4]}') from e
-    if not cache.exists(): _pack(name, size, home, cache)
-    return _load(name, size, cache)
+    if not packed.exists(): _pack(name, size, home, packed)
+    return _load(name, size, packed)

@@ -29,7 +29,6 @@ from .pareto import F1, front, search
 from .probes import feature_variance, gradient_flow, recalibrate_bn, variance_ratio
 from .scores import lamp, magnitude, random_score
 from .stochastic import StochasticPruning, stochastic_prune
-from .training import Recipe, learner
 
 # %% ../nbs/51_measures.ipynb #08064746
 EXCLUDE = {'resnet18': ('conv1', 'fc'), 'resnet50': ('conv1', 'fc'), 'vgg19': ('features.0', 'classifier')}
@@ -155,8 +154,7 @@ def fine_tune(net, seed, gamma, sigma, arm, pruner='GMP', epochs=100, lr=1e-4, n
     "Prune (`arm`: DP or SP), fine-tune on `n` images; right answers before and after, and the accuracy on validation images after each epoch"
     if arm not in ('DP', 'SP'): raise ValueError(f"arm is 'DP' or 'SP', got {arm!r}")
     kwargs = {**dict(zip(('score', 'budget'), PRUNERS[pruner](gamma))), 'exclude': EXCLUDE[net.recipe.model.__name__], 'seed': seed}
-    learn, s = learner(net.recipe, net.seed, net.learn.dls.device), _sigma(_parts(net)[1], gamma, sigma, unit)
-    learn.model.load_state_dict(net.learn.model.state_dict())
+    learn, s = net.again(), _sigma(_parts(net)[1], gamma, sigma, unit)
     ds = learn.dls.train.dataset
     i = torch.as_tensor(train_test_split(range(len(ds)), train_size=n, stratify=ds.y.cpu(), random_state=seed)[0])
     learn.dls.loaders[0] = learn.dls.train.new(Images(ds.x[i], ds.y[i], ds.vocab))

@@ -52,7 +52,7 @@ def compressed(net, seed, method, ratios, epochs=8, lr=.05, exclude=()):
     return {'runs': out}
 
 # %% ../nbs/repro/2_drop_pruning.ipynb #11d80df3
-DENSE300, DENSE5 = Recipe(lenet300, 'mnist', epochs=15), Recipe(lenet5, 'mnist', epochs=8, lr=.05)
+DENSE300, DENSE5 = Recipe(lenet300, 'mnist', epochs=15), Recipe(lenet5, 'mnist', epochs=6, lr=.05)
 RATIOS300, RATIOS5 = [2, 5, 12, 25, 50, 100, 200], [14.3, 25, 50, 100, 200]
 ANCHORS = { # published test error (%) at a compression
     'LeNet-300-100': {'dense': (1, 1.64), 'Han and others 2015': (12, 1.59), 'DNS': (56, 1.99), 'Sparse VD': (68, 1.92)},
@@ -64,9 +64,9 @@ def _units():
     for method in ('dense', 'magnitude', 'away and back'):
         for ratio in [1] if method == 'dense' else RATIOS5:
             claim = {'error': 'no loss'} if ratio == 14.3 and method == 'away and back' else {}
-            yield Experiment(f'drop/lenet5-mnist/{method} {ratio}×', compressed, DENSE5, {'method': method, 'ratios': [ratio], 'epochs': 8}, tuple(range(5)), claim, False, {'epochs': 1})
+            yield Experiment(f'drop/lenet5-mnist/{method} {ratio}×', compressed, DENSE5, {'method': method, 'ratios': [ratio], 'epochs': 3}, tuple(range(5)), claim, False, {'epochs': 1})
     for method in ('away only', 'back only', 'regrow by gradient', 'random'):
-        yield Experiment(f'drop/lenet5-mnist/{method}', compressed, DENSE5, {'method': method, 'ratios': RATIOS5, 'epochs': 8}, tuple(range(5)), {}, True, {'epochs': 1, 'ratios': [14.3]})
+        yield Experiment(f'drop/lenet5-mnist/{method}', compressed, DENSE5, {'method': method, 'ratios': RATIOS5, 'epochs': 3}, tuple(range(5)), {}, True, {'epochs': 1, 'ratios': [14.3]})
     for method in ('dense', *METHODS):
         for ratio in [1] if method == 'dense' else [11.1, 25, 50]:
             claim = {'error': 'no loss'} if ratio == 11.1 and method == 'away and back' else {}

@@ -8,7 +8,7 @@ Docs: https://prunelab.github.io/prunelab/repro/stochastic_pruning.html.md"""
 __all__ = ['CELLS', 'LAMP', 'NSGA', 'EXPERIMENTS']
 
 # %% ../nbs/repro/1_stochastic_pruning.ipynb #44dc93e2
-from .measures import PRUNERS, SAMPLERS, fine_tune, inside, one_shot, recalibrated, searched, sweep
+from .measures import SAMPLERS, fine_tune, inside, one_shot, recalibrated, searched, sweep
 from .models import resnet18, resnet50, vgg19
 from .repro import Experiment
 from .training import Recipe

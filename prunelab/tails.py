@@ -90,7 +90,7 @@ def l_moments(x, # Block maxima (..., n), at least ten, in any order; or a list 
     low, n = x[..., :1].sum(-1) if u is None else u.to(x.device), x.shape[-1]
     y = (x - low[..., None]).clamp_(min=0)
     m = torch.full_like(low, n) if u is None else (y > 0).sum(-1).double()
-    _refuse(m < 10, f'has fewer than 10 values, of which a law is not fitted: take smaller blocks, a lower threshold or several layers together')
+    _refuse(m < 10, 'has fewer than 10 values, of which a law is not fitted: take smaller blocks, a lower threshold or several layers together')
     _refuse(~y[..., -1].isfinite(), 'has NaN or infinity in it: find out where they come from before fitting')
     j, b = torch.arange(n, dtype=torch.float64, device=x.device) - (n - m[..., None]), [y.sum(-1)/m]     # rank above the threshold, from 0; below it y is 0
     for r in (1, 2, 3): y *= (j - (r - 1))/(m[..., None] - r); b.append(y.sum(-1)/m)

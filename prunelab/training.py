@@ -9,7 +9,7 @@ __all__ = ['Recipe', 'sgd', 'learner', 'TimeUp', 'write', 'Keep', 'train', 'Dens
 
 # %% ../nbs/49_training.ipynb #c0960813
 import json, os, time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -72,8 +72,7 @@ def learner(
     x = dls.one_batch()[0]
     size = {'size': x.shape[-1]} if recipe.model.__name__.startswith('lenet') else {}
     with seeded(seed): model = recipe.model(x.shape[1], dls.c, **size, **({} if recipe.width is None else {'width': recipe.width}))
-    device = dls.device
-    model, cuda = model.to(device), device.type == 'cuda'
+    model, cuda = model.to(dls.device), dls.device.type == 'cuda'
     if cuda: model = model.to(memory_format=torch.channels_last)      # on a CPU torch 2.15 writes where it should not, if channels are few
     learn = Learner(dls, model, lr=recipe.lr, opt_func=partial(sgd, mom=recipe.mom, wd=recipe.wd, fused=cuda or None), metrics=accuracy, cbs=MixedPrecision(amp_mode=AMPMode.BF16) if cuda else [])
     learn.remove_cb(ProgressCallback)
@@ -124,7 +123,7 @@ def train(
     say=None, # Function that shows a line of progress
 ) -> float: # Seconds of training in all
     "Train to the end, from the beginning or from what `part` holds"
-    keep, start = Keep(part, every, deadline, say), 0
+    keep = Keep(part, every, deadline, say)
     learn.create_opt()
     if Path(part).exists():
         state = torch.load(part, map_location=learn.dls.device, weights_only=True)
@@ -144,10 +143,17 @@ class Dense:
     seed: int
     facts: dict
 
+    def again(self) -> Learner:
+        "A new `Learner` with the dense weights, whose batches come in other orders than those that trained them"
+        learn = learner(self.recipe, self.seed, self.learn.dls.device)
+        learn.model.load_state_dict(self.learn.model.state_dict())
+        learn.dls.train.epoch = self.recipe.epochs
+        return learn
+
+# %% ../nbs/49_training.ipynb #35d8b070
 def _right(learn, i):
     "Right answers on loader `i`, and of how many"
-    n = len(learn.dls[i].dataset)
-    return round(learn.validate(i)[1]*n), n
+    return round(learn.validate(i)[1]*(n := len(learn.dls[i].dataset))), n
 
 def dense(
     recipe:Recipe,

