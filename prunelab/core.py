@@ -90,7 +90,7 @@ def eval_mode(
 
 # %% ../nbs/00_core.ipynb #1109bd9f
 DENSE, PLAIN, OURS = 'black', '#8c8c8c', '#d1495b'
-COLORS = {'dense': DENSE, 'random': '#cccccc', 'uniform': '#00798c', 'ERK': '#30638e', 'global magnitude': PLAIN, 'LAMP': '#edae49', 'stochastic': OURS}
+COLORS = {'dense': DENSE, 'random': '#cccccc', 'uniform': '#00798c', 'ERK': '#30638e', 'global magnitude': PLAIN, 'LAMP': '#edae49', 'stochastic': OURS, 'drop': '#6a4c93', 'extreme value': '#2e7d32'}
 
 def house_style():
     "The look of every figure in this project: small, light, three colours, reproducible SVG"

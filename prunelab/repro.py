@@ -145,8 +145,8 @@ def run(
 # %% ../nbs/50_repro.ipynb #16504884
 def experiments() -> list: # Of `Experiment`, the most telling ones first
     "Everything that this project set out to reproduce"
-    from prunelab import repro_drop, repro_stochastic
-    return [*repro_stochastic.EXPERIMENTS, *repro_drop.EXPERIMENTS]
+    from prunelab import repro_drop, repro_extreme, repro_stochastic
+    return [*repro_stochastic.EXPERIMENTS, *repro_drop.EXPERIMENTS, *repro_extreme.EXPERIMENTS]
 
 def overview(
     experiments:list,
