@@ -18,7 +18,7 @@ def render():
     text, res = MarkdownExporter().from_notebook_node(nb)
     files = {}
     for name, data in res['outputs'].items():
-        text = text.replace(f'![svg]({name})', f'![Three pictures of one layer: dense, pruned, pruned after noise](docs/images/{name})')
+        text = text.replace(f'![svg]({name})', f'![Three ideas side by side: noise in the weights, weights that leave and return, a probability learnt from the tail](docs/images/{name})')
         files[ROOT/'docs/images'/name] = data
     note = '<!-- written from nbs/index.ipynb by `make readme`: edit that notebook -->\n'
     return {ROOT/'README.md': (note + text.strip() + '\n').encode(), **files}

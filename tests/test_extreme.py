@@ -198,8 +198,11 @@ def test_one_shot_finds_its_sparsity_and_holds_it(new):
 
 def test_the_table_of_a_borrowed_law(new):
     learn = new()
-    t = learn.prune(new_cb(small='pooled')).table()
-    x = t.iloc[2]
+    with torch.no_grad(): [*weights(learn.model).values()][2].mul_(100)
+    cb = new_cb(small='pooled')
+    t = learn.prune(cb).table()
+    x, f = t.iloc[2], [*cb.fits.values()][2]
+    assert x['mu'] == f.law.mu.item()*f.unit and x['scale'] == f.law.scale.item()*f.unit and f.unit > 2      # in units of the weights
     assert x['law'] == 'pooled' and x['n'] == 20 and x['mu'] > 0 and 0 < x['KS'] < 1 and 0 < x['sparsity'] < 1
     with pytest.raises(ValueError, match='nothing was pruned'): new_cb().table()
 

@@ -24,6 +24,7 @@ def test_found_is_what_the_masks_keep(net):
         model.load_state_dict(member, strict=False)
         xs = torch.cat([b[0] for b in net.learn.dls.test])
         assert got['test'] == (model(xs).argmax(1) == torch.cat([b[1] for b in net.learn.dls.test])).sum().item() and r['n']['test'] == len(ds)
+    assert r['found']['b = 4, shuffled'] != r['found']['b = 4, natural']
     plain(r)
 
 def test_shuffling_moves_weights_within_their_layer_only(net):
