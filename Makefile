@@ -5,7 +5,7 @@ BIN    := .venv/bin
 STAMP  := .venv/installed
 RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: demo test install config export nbs readme hooks bench clean
+.PHONY: demo test install config export nbs readme docs docs-serve hooks bench clean
 
 demo: $(STAMP)           ## train on digits, prune with every method, print the table, save the figure
 	@$(RUN) python -m prunelab.demo
@@ -33,6 +33,12 @@ nbs: $(STAMP)            ## run notebooks in a real kernel and keep clean output
 
 readme: $(STAMP)         ## nbs/index.ipynb -> README.md
 	$(RUN) python docs/readme.py
+
+docs: $(STAMP)           ## the website from the notebooks' committed outputs: _docs/
+	$(RUN) python docs/site.py
+
+docs-serve: docs         ## the same, shown at http://127.0.0.1:8000
+	$(RUN) python -m http.server 8000 --bind 127.0.0.1 --directory _docs
 
 hooks: $(STAMP)          ## git and Jupyter hooks that keep notebooks clean
 	$(RUN) nbdev-install-hooks

@@ -1,5 +1,5 @@
 "Generated files agree with their sources, and pages keep the project's rules."
-import ast, filecmp, re, shutil, subprocess, sys
+import ast, builtins, filecmp, html, re, shutil, subprocess, sys
 from pathlib import Path
 import nbformat, pytest
 
@@ -86,6 +86,61 @@ def test_page(path):
             assert o.get('name') != 'stderr', f'{where}: stored warnings: {o.get("text")}'
     assert sum(len(str(c.outputs)) for c in code(page)) <= 300_000, 'at most 300 kB of output'
     assert any(c.outputs for c in code(page)), 'outputs are committed: run `make nbs`'
+
+HYPE = re.compile(r'\b(state[- ]of[- ]the[- ]art|amazing|awesome|incredibl|blazing|revolution|ground-?breaking|cutting[- ]edge|world[- ]class|unprecedented|game[- ]chang|stunning|remarkabl|'
+                  r'superior|outstanding|unparalleled|impressive|powerful|seamless|effortless|extremely|extraordinar|magical|unbeatable|ultimate|dramatic|spectacular|massive|huge\b)', re.I)
+
+@pytest.mark.parametrize('path', PAGES, ids=IDS)
+def test_a_page_does_not_praise(path):
+    found = [m[0] for c in read(path).cells if c.cell_type == 'markdown' for m in HYPE.finditer(c.source)]
+    assert not found, f'{found}: say what was measured instead'
+
+@pytest.mark.parametrize('path', PAGES, ids=IDS)
+def test_equations_are_typed(path):
+    "After an equation that stands alone comes code, before the next heading"
+    cells = read(path).cells
+    for i, c in enumerate(cells):
+        if c.cell_type != 'markdown' or '$$' not in c.source: continue
+        after = next((d for d in cells[i + 1:] if d.cell_type == 'code' or d.source.startswith('#')), c)
+        assert after.cell_type == 'code', f'{path.name}, cell {c.id}: type this equation in Python'
+
+PROSE_ONLY = re.compile(r'```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|(?<=\])\([^)]*\)|(?:arXiv|doi|Python) \S+', re.S)
+EXACT = re.compile(r'(?<![\w.,/–-])(\d{1,3}(?:,\d{3})+|\d+\.\d+)(?![\w]|[.,]\d)')     # 1,293 or 87.9: what nobody knows by heart
+
+def printed(page):
+    "All numbers in a page's code, outputs and figures"
+    for c in code(page):
+        out = [str(o.get('text', '')) + str(o.get('data', {}).get('text/plain', '')) + ' '.join(re.findall(r'>([^<]+)<', html.unescape(str(o.get('data', {}).get('text/html', '')) + str(o.get('data', {}).get('image/svg+xml', ''))))) for o in c.outputs]
+        for n in re.findall(r'\d[\d_,]*(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?', '\n'.join([c.source, *out])): yield float(n.replace(',', '').replace('_', ''))
+
+@pytest.mark.parametrize('path', PAGES, ids=IDS)
+def test_numbers_in_prose_are_printed_on_the_page(path):
+    "Or quoted: with a link, in the same paragraph or row, to where they come from. Rounding, percent and thousands are understood; powers of two are known"
+    page = read(path)
+    have, missing = set(printed(page)), []
+    for c in page.cells:
+        for par in re.split(r'\n\n|\n(?=\||\*|\d+\.)', c.source) if c.cell_type == 'markdown' else ():
+            for s in EXACT.findall(PROSE_ONLY.sub('', par)) if '](http' not in par else ():
+                v, d = float(s.replace(',', '')), len(s.partition('.')[2])
+                power = v == int(v) and int(v) & (int(v) - 1) == 0
+                if not power and not any(abs(round(y*k, d) - v) < 1e-9 for y in have for k in (1, 100, .01, 1000, .001, 1e-6)): missing.append(f'cell {c.id}: {s}')
+    assert not missing, f'{path.name}: no cell prints these numbers: {missing}'
+
+@pytest.mark.parametrize('path', [p for p in PAGES if module_of(p)], ids=[i for p, i in zip(PAGES, IDS) if module_of(p)])
+def test_another_site_can_run_the_imports(path):
+    "nbdev's own site runs every cell of a chapter that imports something, and no other: such a cell uses only what it or another such cell defines"
+    known = {*dir(builtins), '__name__', 'get_ipython'}
+    for c in code(read(path)):
+        if re.search(r'nbdev_export\(\)|^[%!]', c.source, re.M): continue
+        tree = ast.parse(c.source)
+        nodes = list(ast.walk(tree))
+        if not (exported(c) or re.search(r'^#\| *exporti\b', c.source, re.M) or any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in nodes)): continue
+        stars = any(a.name == '*' for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names)
+        known |= {(a.asname or a.name).split('.')[0] for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names} | {n.name for n in nodes if hasattr(n, 'name') and n.name} | \
+                 {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
+        unknown = {n.id for n in nodes if isinstance(n, ast.Name)} - known
+        if stars: known |= unknown; continue
+        assert not unknown or exported(c), f'{path.name}, cell {c.id}: {unknown} are not defined where this cell runs; put the imports into a cell of their own'
 
 def functions(src):
     "Lines of each function in `src`, without blank ones; parameters with their comments do not count"

@@ -53,3 +53,16 @@ def test_all_nine_cells_of_the_claim_are_there():
     es = [e for e in experiments() if e.name.startswith('extreme/')]
     assert {e.name.split('/')[1] for e in es if e.claim} == {f'{m}-{d}' for m in ('vgg16', 'resnet18', 'resnet50') for d in ('mnist', 'cifar10', 'tiny_imagenet')}
     assert all(e.recipe.size == 32 for e in es if e.recipe.data == 'mnist' and e.gpu) and all(not e.gpu for e in es if 'lenet' in e.name or 'narrow' in e.name)
+
+def test_why_takes_the_two_decisions_apart(net):
+    "Our shares with the largest weights of each layer; and both rules with the output layer left alone"
+    from prunelab.extreme import ExtremeValuePruning
+    r, ours = x.why(net, 1, epochs=1)['arms'], ExtremeValuePruning(9, *x.RULES['hybrid'], seed=1)
+    net.again().prune(ours)
+    assert r['our shares, largest']['kept'] == {n: [int(m.sum()), m.numel()] for n, m in ours.masks.items()}
+    assert r['our shares, largest']['sparsity'] == sparsity(ours.masks)
+    for k in ('ours, output dense', 'LAMP, output dense'): assert set(r[k]['kept']) == {'fc1.weight', 'fc2.weight'}
+    a, b = (r[k]['kept'] for k in ('ours, output dense', 'LAMP, output dense'))
+    assert sum(k for k, _ in a.values()) == sum(k for k, _ in b.values()) and a != b
+    w, m = weights(net.learn.model)['fc1.weight'].detach().abs(), r['our shares, largest']['kept']['fc1.weight'][0]
+    assert r['our shares, largest']['before'] != r['ours, output dense']['before'] and 0 < m < w.numel()
