@@ -108,10 +108,10 @@ def prune(self:PruneCB, t:float=1.):
     n = sum(m.numel() for m in self.masks.values())
     if self.target is not None and round(self.target*n) < round(self.start*n):
         raise ValueError(f'{self.start:.2%} of these weights are masked already, more than the target {self.target:.4g}: a target below what is masked needs finalize() first, to start afresh')
-    out = self.propose(t)
-    masks, values = out if isinstance(out, tuple) else (out, None)
+    masks, values = out if isinstance(out := self.propose(t), tuple) and len(out) == 2 else (out, None)
+    if not isinstance(masks, dict): raise ValueError(f'propose must return masks, {{name: bool tensor}}, or a pair (masks, values); that of {type(self).__name__} returned {type(out).__name__}')
     self.hold.set(masks, values)
-    self.rows.append({'step': self.step, **{n: 1 - m.float().mean().item() for n, m in masks.items()}, 'total': sparsity(masks)})
+    self.rows.append({'step': self.step, **{n: 1 - m.float().mean().item() for n, m in self.masks.items()}, 'total': sparsity(self.masks)})
 
 # %% ../nbs/06_callbacks.ipynb #d1d91e59
 @patch

@@ -237,3 +237,16 @@ def test_random_walks(new_learner, seed):
         ws = weights(learn.model)
         assert all((ws[n][~m] == 0).all() and (n not in held or (m <= held[n]).all()) for n, m in hold.masks.items())
         held = {n: m.clone() for n, m in hold.masks.items()}
+
+def test_a_proposal_of_nothing_is_refused_and_one_of_some_layers_is_counted_right(new_learner):
+    class Nothing(PruneCB):
+        def propose(self, t): pass
+    class First(PruneCB):
+        def propose(self, t):
+            n, w = next(iter(self.weights().items()))
+            return {n: w.abs() > w.abs().median()}
+    with pytest.raises(ValueError, match='Nothing returned NoneType'): new_learner().prune(Nothing(.5))
+    learn = new_learner()
+    cb = learn.prune(First(.5))
+    total = sum(m.numel() for m in cb.masks.values())
+    assert cb.history['total'].iloc[-1] == sum(int((~m).sum()) for m in cb.masks.values())/total < .5 and not cb.history.isna().any().any()
