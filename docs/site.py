@@ -108,7 +108,7 @@ class Tags(Processor):
         if 'exports' in d: tags.append('exported')
         if figure := next((s for o in c.get('outputs', []) if (s := ''.join(o.get('data', {}).get('image/svg+xml', '')))), None):
             texts = [html.unescape(t) for t in IMAGE.findall(figure)]
-            look['image'] = dict(alt=max(texts, key=len, default='figure'), classes='picture' if '<image' in figure else 'lines')
+            look['image'] = dict(alt=max(texts, key=len, default='figure'), classes='picture' if '<image' in figure and 'xtick' not in figure else 'lines')     # pictures have no axes
         c.metadata = dict(tags=tags, **({'mystnb': look} if look else {}))
 
 # ---- Quarto's dialect -> MyST
@@ -130,7 +130,7 @@ class Page:
         self.nb = p.nb
         first = next(c.source for c in self.nb.cells if c.cell_type == 'markdown')
         self.title = re.search('^# (.*)', first, re.M)[1]
-        self.promise = ' '.join(line.lstrip('> ') for line in first.splitlines() if line.startswith('>'))
+        self.promise = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', ' '.join(line.lstrip('> ') for line in first.splitlines() if line.startswith('>')))
         self.number = int((re.match(r'\d+', path.name) or [0])[0])
         self.short = self.nb.module.replace('_', ' ').capitalize() if self.nb.module and len(self.rel.parts) == 1 else self.title.replace('`', '')
         self.sees = {n.lower() for n in self.nb.names}
@@ -217,7 +217,7 @@ def sources(nbs, src):
         for c in cells: c.setdefault('metadata', {})
         (src/f'{p.name}.ipynb').write_text(json.dumps(dict(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}, 'language_info': {'name': 'python'}}, nbformat=4, nbformat_minor=5)))
     (src/'reference.md').write_text(reference(pages))
-    (src/'pages.json').write_text(json.dumps({p.name: dict(nb=p.rel.as_posix(), promise=re.sub(r'\[([^\]]*)\]\([^)]*\)|[`*$]', r'\1', p.promise)) for p in pages.values()}))
+    (src/'pages.json').write_text(json.dumps({p.name: dict(nb=p.rel.as_posix(), promise=re.sub('[`*$]', '', p.promise)) for p in pages.values()}))
     return pages
 
 TAG  = re.compile(r'<(script|link|img|iframe|source|video|audio|a|object|embed)\b([^>]*)>', re.I)

@@ -7,7 +7,7 @@ def slug(title):
     "The anchor of a heading as nbdev and Quarto write it"
     return re.sub(r'\s+', '-', re.sub(r'[^\w\s.-]', '', title.lower()).strip()).lstrip('0123456789.-')
 
-CODE = re.compile(r'(<div class="highlight-(?:i?python3?|default|sh|console|myst-ansi|none)[^>]*><div class="highlight"><pre>)(.*?)(</pre>)', re.S)
+CODE = re.compile(r'(<div class="(?:output [\w ]+ )?highlight-(?:i?python3?|default|sh|console|myst-ansi|none)[^>]*><div class="highlight"><pre>)(.*?)(</pre>)', re.S)
 def by_line(m):
     "Code and output as one element per line, which knows its indent: a long line is broken and its rest stands deeper (the highlighter closes its spans at the end of each line)"
     if re.search(r'myst-ansi|none', m[1]) and re.search(r'\S {2,}\S', m[2]): return m[0]       # printed columns stay as they are
