@@ -19,7 +19,7 @@ from .measures import _right
 from .models import resnet18, resnet50, vgg16
 from .repro import Experiment
 from .repro_drop import DENSE300, DENSE5
-from .scores import lamp, magnitude
+from .scores import lamp
 from .training import Recipe
 
 # %% ../nbs/repro/3_extreme_value_pruning.ipynb #94943659
