@@ -65,6 +65,8 @@ def _units():
         for ratio in [1] if method == 'dense' else RATIOS5:
             claim = {'error': 'no loss'} if ratio == 14.3 and method == 'away and back' else {}
             yield Experiment(f'drop/lenet5-mnist/{method} {ratio}×', compressed, DENSE5, {'method': method, 'ratios': [ratio], 'epochs': 3}, tuple(range(5)), claim, False, {'epochs': 1})
+    for method, ratio in (('dense', 1), ('magnitude', 14.3), ('away and back', 14.3)):
+        yield Experiment(f'drop/lenet5-mnist-8-epochs/{method} {ratio}×', compressed, DENSE5, {'method': method, 'ratios': [ratio]}, tuple(range(5)), {'error': 'no loss'} if method == 'away and back' else {}, False, {'epochs': 1})
     for method in ('away only', 'back only', 'regrow by gradient', 'random'):
         yield Experiment(f'drop/lenet5-mnist/{method}', compressed, DENSE5, {'method': method, 'ratios': RATIOS5, 'epochs': 3}, tuple(range(5)), {}, True, {'epochs': 1, 'ratios': [14.3]})
     for method in ('dense', *METHODS):

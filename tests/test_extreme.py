@@ -342,3 +342,18 @@ def test_a_network_too_small_for_any_law_is_refused_before_anything_moves(new_le
     with pytest.raises(ValueError, match='no layer has 50 blocks'): learn.prune(cb)
     assert same(before, weights(learn.model)) and not cb.rows
     with pytest.raises(ValueError, match='matches none'): learn.prune(ExtremeValuePruning(exclude='head'))
+
+# other libraries
+
+def test_fasterai_takes_the_found_sparsities_as_they_stand(tmp_path, capsys):
+    "It cuts at an interpolated quantile, so one weight fewer than asked may go"
+    from fasterai.core.criteria import large_final
+    from fasterai.core.schedule import one_shot
+    from fasterai.sparse.sparsify_callback import SparsifyCallback
+    cb = ExtremeValuePruning(4, small='pooled')
+    make_learner(tmp_path).prune(cb)
+    learn = make_learner(tmp_path)
+    learn.fit(1, cbs=SparsifyCallback(cb.layer_sparsities(), 'weight', 'local', large_final, one_shot, layer_type=nn.Linear))
+    gone = {n: int((~m).sum()) for n, m in cb.masks.items()}
+    assert len({g/m.numel() for g, m in zip(gone.values(), cb.masks.values())}) == 3                      # three layers, three fractions
+    for n, w in weights(learn.model).items(): assert gone[n] - 1 <= int((w == 0).sum()) <= gone[n]
