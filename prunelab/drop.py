@@ -183,5 +183,5 @@ def plot_flips(self:DropPruning, ax=None):
     if not self.rows: raise ValueError('nothing was pruned yet, so there are no flips to plot')
     f, ax = self.flips.groupby('step', sort=False)[['left', 'returned', 'stayed']].sum(), ax or plt.subplots()[1]
     for k, y, alpha in (('left', -f['left'], .5), ('returned', f['returned'], .35), ('stayed', f['stayed'], 1)): ax.bar(range(1, len(f) + 1), y, label=k, color=PLAIN if k == 'left' else OURS, alpha=alpha)
-    ax.set(xlabel='step', ylabel='weights'); ax.set_yscale('symlog', linthresh=100)
+    ax.set(xlabel='pruning step, first to last', ylabel='weights'); ax.set_yscale('symlog', linthresh=100)
     return ax
