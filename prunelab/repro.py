@@ -8,10 +8,9 @@ Docs: https://prunelab.github.io/prunelab/repro.html.md"""
 __all__ = ['Experiment', 'plain', 'append', 'read', 'done', 'pending', 'rows', 'run', 'experiments', 'overview', 'main']
 
 # %% ../nbs/50_repro.ipynb #ce2e9521
-import inspect, json, os, platform, sys, tempfile, time, traceback
+import difflib, inspect, json, os, platform, sys, tempfile, time, traceback
 from dataclasses import dataclass, field, replace
 from datetime import date
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from hashlib import sha256
 from math import isfinite
@@ -93,7 +92,7 @@ def pending(
 ) -> list: # (experiment, seed), in the experiments' order; `ValueError` if no name fits
     "The units that have no row yet"
     found = [e for e in experiments if fnmatch(e.name, only)]
-    if not found: raise ValueError(f'no experiment is called {only!r}; the nearest are {get_close_matches(only, [e.name for e in experiments], 3, 0)}')
+    if not found: raise ValueError(f'no experiment is called {only!r}; the nearest are {difflib.get_close_matches(only, [e.name for e in experiments], 3, 0)}')
     return [(e, seed) for e in found for has in [done(e, results)] for seed in e.seeds if seed not in has]
 
 def rows(
