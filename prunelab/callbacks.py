@@ -38,7 +38,7 @@ class PruneCB(Callback):
         if not isinstance(schedule, Schedule): raise ValueError(f'schedule is a Schedule, such as one_shot() or gradual(); got {schedule!r}')
         if not isinstance(seed, (int, np.integer)) or seed < 0: raise ValueError(f'seed is a non-negative integer, got {seed!r}')
         exclude = exclude if isinstance(exclude, (str, torch.nn.Module)) else tuple(exclude or ())
-        self.target, self.score, self.budget, self.schedule, self.exclude, self.seed, self.when_frozen = sparsity, score, budget, schedule, exclude, seed, when_frozen
+        self.target, self.score, self.budget, self.schedule, self.exclude, self.seed, self.when_frozen = sparsity if sparsity is None else float(sparsity), score, budget, schedule, exclude, seed, when_frozen
         self.hold, self.done, self.draws, self.step, self.rows, self.start = None, 0, 0, 0, [], 0.
 
     @property
@@ -93,13 +93,12 @@ def propose(self:PruneCB,
 
 @patch
 def batch(self:PruneCB) -> tuple: # (inputs, targets), each a tuple of tensors
-    "The current training batch, or the first one where none is running"
-    if getattr(self.learn, 'xb', (None,))[0] is not None: return self.learn.xb, self.learn.yb
+    "The current training batch, or the first one where no training is running"
+    if getattr(self.learn, 'training', False) and getattr(self.learn, 'xb', (None,))[0] is not None: return self.learn.xb, self.learn.yb
     dls, rng = self.learn.dls, copy.deepcopy(getattr(self.learn.dls.train, 'rng', None))
     with seeded(self.seed): b = dls.train.one_batch()
     if rng: dls.train.rng = rng                       # the loader's next epoch is what it would have been
-    n = getattr(dls, 'n_inp', 1 if len(b) == 1 else len(b) - 1)
-    return tuple(b[:n]), tuple(b[n:])
+    return tuple(b[:(n := getattr(dls, 'n_inp', 1 if len(b) == 1 else len(b) - 1))]), tuple(b[n:])
 
 @patch
 def prune(self:PruneCB, t:float=1.):
@@ -137,6 +136,8 @@ def after_batch(self:PruneCB):
 def after_train(self:PruneCB):
     if self.epoch == self.n_epoch - 1: self.advance(1.)
 
+PruneCB.after_cancel_epoch = PruneCB.after_train      # a cancelled epoch has no after_train
+
 # %% ../nbs/06_callbacks.ipynb #06f5ae2d
 @patch(as_prop=True)
 def masks(self:PruneCB) -> dict: # {name: bool tensor}
@@ -166,8 +167,7 @@ def finalize(self:PruneCB):
 
 @patch
 def __repr__(self:PruneCB):
-    goal = '' if self.target is None else f'{self.target:.4g}'
-    return f'{type(self).__name__}({goal})' + (f': {sparsity(self.masks):.2%} of {sum(m.numel() for m in self.masks.values()):,} weights masked' if self.hold else '')
+    return f'{type(self).__name__}({"" if self.target is None else f"{self.target:.4g}"})' + (f': {sparsity(self.masks):.2%} of {sum(m.numel() for m in self.masks.values()):,} weights masked' if self.hold else '')
 
 # %% ../nbs/06_callbacks.ipynb #e0335d6e
 @patch
@@ -176,6 +176,7 @@ def prune(self:Learner,
     **kwargs, # Passed to `PruneCB`: score, budget, exclude, seed
 ) -> PruneCB: # With `masks`, `history` and `finalize()`
     "Prune the model now and hold the zeros through every later fit"
+    if kwargs and isinstance(what, PruneCB): raise ValueError(f'{sorted(kwargs)} belong to the callback: give them to {type(what).__name__}(...)')
     cb = what if isinstance(what, PruneCB) else PruneCB(what, **kwargs)
     cb.learn = self
     try: cb.prune()

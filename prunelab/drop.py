@@ -114,7 +114,7 @@ class DropPruning(PruneCB):
     ):
         super().__init__(sparsity, schedule=schedule, **kwargs)
         if value not in ('dropped', 'zero', 'dense'): raise ValueError(f"the value of a returned weight is 'dropped', 'zero' or 'dense', got {value!r}")
-        if sparsity is None or not callable(pool): raise ValueError(f'give a sparsity in [0,1) and a pool such as follow, beyond or fraction; got {sparsity!r} and {pool!r}')
+        if sparsity is None or not callable(pool) or 1. in schedule.progress[:-1]: raise ValueError(f'give a sparsity in [0,1), a pool such as follow, beyond or fraction, and a schedule that is at 1 in its last step only; got {sparsity!r}, {pool!r} and {schedule!r}')
         self.away, self.back, self.value, self.pool, self.exact, self.store, self.born, self.moves = away, back, value, pool, exact, {}, {}, []
         self.reach(0.)
 

@@ -8,13 +8,13 @@ Docs: https://prunelab.github.io/prunelab/extreme.html.md"""
 __all__ = ['blocks', 'extreme_masks', 'Fitted', 'fit_layers', 'retention', 'ExtremeValuePruning', 'layerwise']
 
 # %% ../nbs/31_extreme.ipynb #f28fa912
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from .callbacks import PruneCB
 from .core import generator
-from .masks import keep_top, kept, largest_remainder
+from .masks import _by_layer, keep_top, kept
 from .schedules import Schedule, one_shot
 from .tails import Law, fit_gev, fit_gpd, ks
 
@@ -46,7 +46,7 @@ def extreme_masks(
         if held is not None: q = q.masked_fill(~held[n].to(q.device), -1)
         coin = q if low == high else torch.rand(q.shape, generator=gen, device=q.device)
         masks[n] = (q >= high) | ((q >= low) & (coin < q))
-        if not masks[n].any() and q.max() >= 0: masks[n] = keep_top({n: q}, 1)[n]
+        if q.numel() and not masks[n].any() and q.max() >= 0: masks[n] = keep_top({n: q}, 1)[n]
     return masks
 
 # %% ../nbs/31_extreme.ipynb #eac3a0d4
@@ -71,10 +71,14 @@ def _extremes(ws, b, kernel, above):
 
 def _law(x, fit, above, least):
     "The law of extremes `x`; `ValueError` if there are too few, or all alike"
-    if len(x) < least: raise ValueError(f'{len(x)} extremes, fewer than {least}')
-    return fit(x) if above is None else fit_gpd(x, x[-1])
+    if (n := len(x) - (above is not None)) < least: raise ValueError(f'{n} extremes, fewer than {least}')
+    return fit(x) if above is None else replace(fit_gpd(x, x[-1]), rate=above)          # it has seen the top alone
 
-def _distance(x, law, above): return ks(x if above is None else x[:-1], law)[0].item()
+def _checked(law, how, unit, w, b, kernel, above):
+    "What a law says about one layer's extremes: its maxima, or its values above the law's threshold"
+    x = _extremes([w.detach()/unit], b, kernel, above) if above is None else w.detach().abs().flatten().float()/unit
+    x = x if above is None else x[x > law.threshold]
+    return Fitted(law, how, unit, len(x), ks(x, law)[0].item() if len(x) > 1 else np.nan)
 
 # %% ../nbs/31_extreme.ipynb #db90b935
 def fit_layers(
@@ -88,20 +92,16 @@ def fit_layers(
 ) -> dict: # {name: `Fitted`}; `ValueError` for NaN, or if no layer can be fitted
     "The law of each layer's extremes"
     if bad := [n for n, w in ws.items() if not w.isfinite().all()]: raise ValueError(f'{bad} have NaN or infinity in them: find out where they come from before pruning')
-    fits = {}
+    fits, alone = {}, {}
     for n, w in ws.items():
         x = _extremes([w], b, kernel, above)
-        try: law = _law(x, fit, above, least)
-        except ValueError: fits[n] = Fitted(None, 'dense', 1., len(x), np.nan)
-        else: fits[n] = Fitted(law, 'own', 1., len(x) - (above is not None), _distance(x, law, above))
-    alone = [n for n, f in fits.items() if f.law is None]
-    if len(alone) == len(ws): raise ValueError(f'no layer has {least} blocks to fit a law to, {({n: f.n for n, f in fits.items()})}: take a smaller b, or peaks (above=.1)')
+        try: fits[n] = _checked(_law(x, fit, above, least), 'own', 1., w, b, kernel, above)
+        except ValueError as e: fits[n], alone[n] = Fitted(None, 'dense', 1., len(x) - (above is not None), np.nan), str(e)
+    if len(alone) == len(ws): raise ValueError(f'no layer has {least} blocks to fit a law to, {alone}: take a smaller b, or peaks (above=.1)')
     if small == 'pooled' and alone:
         unit = {n: (w.detach().float().square().sum()/w.count_nonzero()).sqrt().item() for n, w in ws.items() if w.any()}
         law = _law(_extremes([ws[n].detach()/u for n, u in unit.items()], b, kernel, above), fit, above, least)
-        for n in set(alone) & set(unit):
-            x = _extremes([ws[n].detach()/unit[n]], b, kernel, above)
-            fits[n] = Fitted(law, 'pooled', unit[n], len(x), _distance(x, law, above) if len(x) > 1 else np.nan)
+        for n in set(alone) & set(unit): fits[n] = _checked(law, 'pooled', unit[n], ws[n], b, kernel, above)
     return fits
 
 def retention(
@@ -138,7 +138,7 @@ class ExtremeValuePruning(PruneCB):
     def propose(self, t):
         ws = self.weights()
         held = {n: self.hold.masks[n].to(w.device) for n, w in ws.items()}
-        if self.finished: return held                                       # found once; finalize() before looking again
+        if self.finished or self.done and not self.store: return held       # found once; finalize() before looking again
         if self.done == 0: self.store = {} if t == 1 else {n: w.detach().clone() for n, w in ws.items()}
         else: self.store = {n: torch.where(held[n], ws[n].detach(), v.to(ws[n].device)) for n, v in self.store.items()}
         seen = self.store or ws
@@ -166,15 +166,14 @@ def layer_sparsities(self:ExtremeValuePruning) -> dict: # {module: fraction remo
 # %% ../nbs/31_extreme.ipynb #0f3c21b1
 def layerwise(
     scores:dict, # {name: score}
-    sparsity:float, # Fraction removed of all weights together, at most what `fractions` amount to; below that, all shrink alike
+    sparsity:float, # Fraction removed of all weights together; below what `fractions` amount to, what they remove shrinks alike, beyond it what they keep
     fractions:dict, # {module or weight name: fraction removed}, as from `layer_sparsities`; layers that are not named stay dense
-) -> dict: # {name: bool mask}; `ValueError` if `fractions` names unknown layers or amounts to less than `sparsity`
+) -> dict: # {name: bool mask}, exact in total; `ValueError` if `fractions` names unknown layers
     "Each layer its own fraction; use it as `partial(layerwise, fractions=...)`"
     key = {n: n if n in fractions else n.removesuffix('weight').removesuffix('.') for n in scores}
     if unknown := sorted(set(fractions) - set(key.values())): raise ValueError(f'fractions names {unknown}; choose from {list(key.values())}')
     for v in fractions.values(): kept(1, v)                                 # refuses what is no fraction
-    shares, n = [fractions.get(key[n], 0)*s.numel() for n, s in scores.items()], sum(s.numel() for s in scores.values())
-    total = sum(shares)/n
-    if sparsity > total + 1e-9: raise ValueError(f'these fractions remove {total:.4%} of the weights together, and sparsity={sparsity:.4g} asks for more')
-    gone = largest_remainder([x*sparsity/(total or 1) for x in shares])
-    return {n: keep_top({n: s}, s.numel() - g)[n] for (n, s), g in zip(scores.items(), gone)}
+    size = [s.numel() for s in scores.values()]
+    gone = [fractions.get(key[n], 0)*m for n, m in zip(scores, size)]
+    less = min((sum(size) - kept(sum(size), sparsity))/max(sum(gone), 1), 1)
+    return _by_layer(scores, [m - g*less for m, g in zip(size, gone)], sparsity)

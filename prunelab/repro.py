@@ -56,6 +56,8 @@ def plain(x):
     x = x.tolist() if hasattr(x, 'tolist') else x
     return plain(x) if isinstance(x, list) else None if isinstance(x, float) and not isfinite(x) else x
 
+def _whole(line): return 0 < line.count('{') == line.count('}')             # half a row has open braces
+
 def append(
     path, # File of rows
     row:dict, # Plain data
@@ -65,7 +67,9 @@ def append(
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'), open(path, 'ab+') as f:
         f.seek(0)
-        f.truncate(f.read().rfind(b'\n') + 1)
+        last = f.read().rpartition(b'\n')[2]
+        if not _whole(last.decode(errors='ignore')): f.truncate(f.tell() - len(last))
+        else: f.write(b'\n')                                               # a whole row, of which an editor took the end of line
         f.write(line)
         f.flush()
         os.fsync(f.fileno())
@@ -74,8 +78,8 @@ def read(
     path, # File of rows; it need not exist
 ) -> list: # One dict per line
     "The rows of a file; half a line at the end is none"
-    lines = Path(path).read_text().split('\n')[:-1] if Path(path).exists() else []
-    return [json.loads(line) for line in lines]
+    lines = Path(path).read_text().split('\n') if Path(path).exists() else ['']
+    return [json.loads(line) for line in (lines if _whole(lines[-1]) else lines[:-1])]
 
 # %% ../nbs/50_repro.ipynb #8eae704c
 def done(
@@ -108,9 +112,8 @@ def _measure(e, seed, net):
     start, before = time.monotonic(), {k: v.clone() for k, v in net.learn.model.state_dict().items()}
     result = e.run(net, seed, **e.params)
     if not all(torch.equal(v, before[k]) for k, v in net.learn.model.state_dict().items()): raise RuntimeError(f'{e.name} changed the dense network: an experiment works on copies')
-    cuda = net.learn.dls.device.type == 'cuda'
     return {'name': e.name, 'seed': seed, 'what': e.what, 'dense': net.facts, 'result': result, 'seconds': round(time.monotonic() - start, 1),
-            'device': torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} thread(s)', 'finished': date.today().isoformat(),
+            'device': torch.cuda.get_device_name() if net.learn.dls.device.type == 'cuda' else f'CPU, {torch.get_num_threads()} thread(s)', 'finished': date.today().isoformat(),
             'versions': {'prunelab': __version__, 'torch': torch.__version__, 'fastai': fastai.__version__, 'python': platform.python_version()}}
 
 def run(
@@ -125,8 +128,7 @@ def run(
     "Run units in order, one row each"
     net, took, failed = None, {}, []
     for i, (e, seed) in enumerate(units):
-        left = sum(took.values())/max(len(took), 1)*(len(units) - i)
-        say(f'[{i + 1}/{len(units)}] {e.name}, seed {seed}' + f' (about {_clock(left)} left)'*bool(took))
+        say(f'[{i + 1}/{len(units)}] {e.name}, seed {seed}' + f' (about {_clock(sum(took.values())/max(len(took), 1)*(len(units) - i))} left)'*bool(took))
         kind, late = (e.run, e.recipe), lambda: deadline is not None and time.monotonic() + took.get(kind, 0) > deadline
         if late(): say('time is up; the same command goes on from here'); break
         try:
@@ -153,8 +155,7 @@ def overview(
     results, # Folder of rows
 ) -> pd.DataFrame: # One row per experiment
     "What is done and what is not"
-    return pd.DataFrame([{'experiment': e.name, 'units': len(e.seeds), 'done': len(done(e, results)), 'needs': 'GPU' if e.gpu else 'CPU',
-        'claimed': ', '.join(f'{k} {v}' for k, v in e.claim.items())} for e in experiments]).set_index('experiment')
+    return pd.DataFrame([{'experiment': e.name, 'units': len(e.seeds), 'done': len(done(e, results)), 'needs': 'GPU' if e.gpu else 'CPU', 'claimed': ', '.join(f'{k} {v}' for k, v in e.claim.items())} for e in experiments]).set_index('experiment')
 
 @call_parse
 def main(

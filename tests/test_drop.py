@@ -371,6 +371,7 @@ def test_exclude_and_random_score(new_learner):
     (lambda: DropPruning(.9, away=0), 'away is a probability'), (lambda: DropPruning(.9, away=1.1), 'away is a probability'), (lambda: DropPruning(.9, away=float('nan')), 'away is a probability'),
     (lambda: DropPruning(.9, back=1), 'back'), (lambda: DropPruning(.9, back=-.1), 'back'), (lambda: DropPruning(.9, back=lambda t: 2*t), 'at progress'), (lambda: DropPruning(.9, away=lambda t: 0), 'at progress'),
     (lambda: DropPruning(.9, value='old'), "'dropped', 'zero' or 'dense'"), (lambda: DropPruning(.9, pool='follow'), 'follow'), (lambda: DropPruning(None), 'give a sparsity'), (lambda: DropPruning(90), '0.9'),
+    (lambda: DropPruning(.8, schedule=Schedule([0, .3, .6], [1, .5, 1])), 'at 1 in its last step only'),
     (lambda: DropPruning(.99, back=.05), 'step .* cannot go from .* unimportant'), (lambda: DropPruning(.99, schedule=steps(3)), 'more and smaller steps'),
     (lambda: DropPruning(.5, back=0, pool=partial(fraction, rho=.5)), 'the target is 50.00%')])
 def test_errors(make, message):

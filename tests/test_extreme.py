@@ -11,8 +11,9 @@ from prunelab.callbacks import PruneCB
 from prunelab.core import generator, seeded, weights
 from prunelab.extreme import ExtremeValuePruning, blocks, extreme_masks, fit_layers, layerwise, retention
 from prunelab.masks import sparsity
-from prunelab.schedules import steps
-from prunelab.tails import GPD, fit_gev, fit_gumbel, ks
+from prunelab.drop import DropPruning
+from prunelab.schedules import Schedule, gradual, one_shot, steps
+from prunelab.tails import GPD, fit_gev, fit_gpd, fit_gumbel, ks
 from .conftest import make_learner
 
 def zeros(learn): return sum(int((w == 0).sum()) for w in weights(learn.model).values())
@@ -108,6 +109,18 @@ def test_peaks_keep_half_of_what_is_above():
         assert (w.abs()[q > 0].min() > w.abs()[q == 0].max())
     f = fit_layers({'w': w}, above=.05)['w']
     assert isinstance(f.law, GPD) and f.n == 2000
+    x = w.abs().flatten()
+    direct = fit_gpd(x, f.law.threshold)
+    assert abs(f.law.rate - direct.rate) < 1e-4 and abs(f.law.return_level(1000) - direct.return_level(1000)) < 1e-3
+    assert abs(f.D - ks(x[x > f.law.threshold], f.law)[0]) < 1e-9
+
+def test_as_many_peaks_as_least_and_no_fewer():
+    ws = {'a': randn(30, 10), 'b': randn(60, 100)}
+    assert [fit_layers(ws, above=.1, least=k)['a'].how for k in (30, 31)] == ['own', 'dense'] and fit_layers(ws, above=.1, least=31)['a'].n == 30
+    f = fit_layers(ws, above=.1, least=31, small='pooled')['a']
+    y = ws['a'].abs().flatten()/f.unit
+    y = y[y > f.law.threshold]
+    assert f.how == 'pooled' and f.n == len(y) and abs(f.D - ks(y, f.law)[0]) < 1e-9
 
 def test_fitted_is_what_tails_says():
     w = randn(100, 90)
@@ -138,7 +151,8 @@ def test_constant_layers_have_no_law():
 
 def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(ValueError, match=r"\['b'\] have NaN"): retention({'a': randn(100, 90), 'b': torch.full((100, 90), torch.nan)})
-    with pytest.raises(ValueError, match=r"no layer has 30 blocks.*'a': 10"): retention({'a': randn(10, 9)}, small='pooled')
+    with pytest.raises(ValueError, match=r"no layer has 30 blocks.*'a': '10 extremes, fewer than 30'"): retention({'a': randn(10, 9)}, small='pooled')
+    with pytest.raises(ValueError, match='constant'): retention({'a': torch.ones(100, 90)})
 
 def test_half_precision():
     w = randn(200, 90)
@@ -156,8 +170,30 @@ def test_layerwise_is_exact_and_scales():
     m = layerwise(scores, total, given)['a.weight']
     assert scores['a.weight'][m].min() > scores['a.weight'][~m].max()
     with pytest.raises(ValueError, match=r"names \['x'\]"): layerwise(scores, .1, {'x': .5})
-    with pytest.raises(ValueError, match='asks for more'): layerwise(scores, .9, given)
+    beyond = [int(m.sum()) for m in layerwise(scores, .9, given).values()]
+    assert sum(beyond) == 50 and np.abs(np.array(beyond) - np.array([30, 70, 25, 40])*50/165).max() < 1      # what is kept shrinks alike
     with pytest.raises(ValueError, match='below 1'): layerwise(scores, .3, {'a': 1., 'b': 1., 'c': 1., 'd': 1.} | {'a': 1.5})
+
+def test_layerwise_counts_halves_like_all_others():
+    for sizes, gone in (((84, 35, 20), (51, 21, 7)), ((37, 16, 19), (11, 6, 5))):
+        scores = {k: rand(m, seed=m) for k, m in zip('abc', sizes)}
+        for p in (.5*sum(gone)/sum(sizes), (sum(gone) + .5)/sum(sizes), *(np.arange(1, 20) + .5)/sum(sizes)):
+            m = layerwise(scores, p, {k: g/n for k, g, n in zip('abc', gone, sizes)})
+            assert sum(int((~v).sum()) for v in m.values()) == round(p*sum(sizes))
+
+def test_layerwise_brings_no_masked_weight_back(new_learner):
+    learn = new_learner()
+    with torch.no_grad(): weights(learn.model)['0.weight'].mul_(1e-3)
+    held = copied(learn.prune(.5).masks)
+    assert not held['0.weight'].any()
+    masks = learn.prune(.75, budget=partial(layerwise, fractions={'0': .6, '3': .9, '5': .9})).masks
+    assert not masks['0.weight'].any() and zeros(learn) == 360
+
+def test_drop_pruning_with_the_shares_of_another(new_learner):
+    given, p = {'0': .8, '3': .8, '5': .5}, (240*.8 + 200*.8 + 40*.5)/480
+    learn, cb = new_learner(), DropPruning(p, budget=partial(layerwise, fractions=given), schedule=gradual(n=6, end=1.))
+    learn.fit(1, .05, cbs=cb)
+    assert zeros(learn) == 372 and abs(1 - int(cb.masks['5.weight'].sum())/40 - .5) < .1
 
 def net(): return nn.Sequential(nn.Linear(12, 60), nn.ReLU(), nn.BatchNorm1d(60), nn.Linear(60, 30), nn.ReLU(), nn.Linear(30, 4))
 N = 12*60 + 60*30 + 30*4
@@ -195,6 +231,17 @@ def test_one_shot_finds_its_sparsity_and_holds_it(new):
     assert zeros(learn) == masked(cb) and abs(t['sparsity'].iloc[1] - 6/7) < .05 and t['sparsity'].iloc[2] == 0 and t['KS'].iloc[:2].between(.001, .2).all()
     learn.fit(1, .05, cbs=cb); learn.fit(1, .05)
     assert zeros(learn) == masked(cb) == first and cb.table().equals(t)
+
+def test_found_once_even_if_the_schedule_goes_on(new):
+    found = []
+    for schedule in (one_shot(), Schedule([0, .5], [1, 1]), gradual(n=6, end=1., power=24)):
+        learn, cb = new(), new_cb(low=.5, high=.5, schedule=schedule)
+        learn.fit(1, 0., cbs=cb)
+        found.append(masked(cb))
+    assert found[0] == found[1] == found[2] > 0
+
+def test_a_layer_without_inputs_is_in_nobodys_way():
+    assert extreme_masks({'none': torch.zeros(7, 0), 'w': rand(20, 9)})['none'].shape == (7, 0)
 
 def test_the_table_of_a_borrowed_law(new):
     learn = new()

@@ -2,13 +2,14 @@
 import copy, pickle, warnings
 from functools import partial
 import numpy as np, pytest, torch
-from fastai.callback.core import Callback, CancelFitException, CancelStepException
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException, CancelStepException
 import fastai.callback.schedule     # gives Learner lr_find, fine_tune
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import load_learner
 from fastai.optimizer import SGD, Adam, OptimWrapper, RMSProp
 from torch import nn
+from prunelab.batch_scores import snip
 from prunelab.callbacks import PruneCB
 from prunelab.core import weights
 from prunelab.hold import HoldMasks
@@ -43,6 +44,13 @@ def test_1_target_at_the_end_of_the_last_step(new_learner, schedule):
     learn, seen = new_learner(), []
     learn.fit(2, .1, cbs=[PruneCB(.9, schedule=schedule), Each('after_batch', lambda l: seen.append(zeros(l)) if l.training else None)])
     assert seen[-1] == round(.9*N) and zeros(learn) == round(.9*N)
+
+def test_1_target_also_when_the_last_epoch_is_cut_short(new_learner):
+    learn, cb = new_learner(), PruneCB(.9, schedule=gradual(n=10, end=1.))
+    def stop(l):
+        if l.epoch == 1 and l.iter == 2: raise CancelEpochException()
+    learn.fit(2, .1, cbs=[cb, Each('after_batch', stop)])
+    assert zeros(learn) == round(.9*N) and cb.finished
 
 def test_1_column_is_measured(new_learner):
     learn = new_learner()
@@ -318,6 +326,11 @@ def test_5_exclude(new_learner):
 def test_5_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message): make()
 
+def test_5_arguments_beside_a_callback_are_refused(new_learner):
+    learn = new_learner()
+    with pytest.raises(ValueError, match=r"\['exclude', 'seed'\] belong to the callback"): learn.prune(PruneCB(.5), exclude='0', seed=3)
+    assert zeros(learn) == 0
+
 @pytest.mark.parametrize('exclude', ['head', ['0', 'nosuch*'], '*', nn.Linear(2, 2)])
 def test_5_bad_exclude_is_refused_on_attach(new_learner, exclude):
     with pytest.raises(ValueError, match='0.weight'): new_learner(cbs=PruneCB(.9, exclude=exclude))
@@ -348,6 +361,12 @@ def test_6_two_runs_agree_and_seeds_differ(new_learner):
         learn.fit(1, 0., cbs=cb)
         return cb.masks
     assert same(run(1), run(1)) and not same(run(1), run(2))
+
+@pytest.mark.parametrize('look', [lambda l: l.validate(), lambda l: l.get_preds()])
+def test_6_scores_see_training_images_whoever_looked_before(new_learner, look):
+    plain, looked = new_learner(), new_learner()
+    look(looked)
+    assert same(plain.prune(.9, score=snip).masks, looked.prune(.9, score=snip).masks)
 
 def test_6_global_random_state_is_untouched(new_learner):
     learn = new_learner()

@@ -101,6 +101,14 @@ def test_half_a_line_counts_for_nothing_and_is_removed(tmp_path):
     append(f, {'a': 3})
     assert read(f) == [{'a': 1}, {'a': 3}] and f.read_text().count('\n') == 2
 
+def test_a_whole_row_without_its_end_of_line_stays(tmp_path):
+    "Editors take it away"
+    f = tmp_path/'r.jsonl'
+    f.write_text('{"a": {"b": 1}}\n{"a": {"b": 2}}')
+    assert read(f) == [{'a': {'b': 1}}, {'a': {'b': 2}}]
+    append(f, {'a': 3})
+    assert read(f) == [{'a': {'b': 1}}, {'a': {'b': 2}}, {'a': 3}] and f.read_text().count('\n') == 3
+
 def test_waiting_for_another_process_obeys_the_deadline(tmp_path):
     from filelock import FileLock
     with FileLock(tmp_path/f'{TINY.name}-0.pt.lock'), pytest.raises(TimeUp, match='another process'): dense(TINY, 0, tmp_path, 'cpu', deadline=time.monotonic() + .1)
