@@ -74,10 +74,9 @@ def _law(x, fit, above, least):
     if (n := len(x) - (above is not None)) < least: raise ValueError(f'{n} extremes, fewer than {least}')
     return fit(x) if above is None else replace(fit_gpd(x, x[-1]), rate=above)          # it has seen the top alone
 
-def _checked(law, how, unit, w, b, kernel, above):
-    "What a law says about one layer's extremes: its maxima, or its values above the law's threshold"
-    x = _extremes([w.detach()/unit], b, kernel, above) if above is None else w.detach().abs().flatten().float()/unit
-    x = x if above is None else x[x > law.threshold]
+def _checked(law, how, unit, w, x, above):
+    "What a law says about one layer's extremes: its maxima `x`, or its values above the law's threshold"
+    if above is not None: x = (v := w.detach().abs().flatten().float()/unit)[v > law.threshold]
     return Fitted(law, how, unit, len(x), ks(x, law)[0].item() if len(x) > 1 else np.nan)
 
 # %% ../nbs/31_extreme.ipynb #db90b935
@@ -95,13 +94,13 @@ def fit_layers(
     fits, alone = {}, {}
     for n, w in ws.items():
         x = _extremes([w], b, kernel, above)
-        try: fits[n] = _checked(_law(x, fit, above, least), 'own', 1., w, b, kernel, above)
+        try: fits[n] = _checked(_law(x, fit, above, least), 'own', 1., w, x, above)
         except ValueError as e: fits[n], alone[n] = Fitted(None, 'dense', 1., len(x) - (above is not None), np.nan), str(e)
     if len(alone) == len(ws): raise ValueError(f'no layer has {least} blocks to fit a law to, {alone}: take a smaller b, or peaks (above=.1)')
     if small == 'pooled' and alone:
         unit = {n: (w.detach().float().square().sum()/w.count_nonzero()).sqrt().item() for n, w in ws.items() if w.any()}
         law = _law(_extremes([ws[n].detach()/u for n, u in unit.items()], b, kernel, above), fit, above, least)
-        for n in set(alone) & set(unit): fits[n] = _checked(law, 'pooled', unit[n], ws[n], b, kernel, above)
+        for n in set(alone) & set(unit): fits[n] = _checked(law, 'pooled', unit[n], ws[n], _extremes([ws[n].detach()/unit[n]], b, kernel, above), above)
     return fits
 
 def retention(
