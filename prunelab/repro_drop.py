@@ -61,12 +61,11 @@ ANCHORS = { # published test error (%) at a compression
 def _units():
     for method in ('dense', *METHODS):
         yield Experiment(f'drop/lenet300-mnist/{method}', compressed, DENSE300, {'method': method, 'ratios': [1] if method == 'dense' else RATIOS300}, tuple(range(5)), {}, False, {'epochs': 1, 'ratios': [5]})
-    for method in ('dense', 'magnitude', 'away and back'):
-        for ratio in [1] if method == 'dense' else RATIOS5:
-            claim = {'error': 'no loss'} if ratio == 14.3 and method == 'away and back' else {}
-            yield Experiment(f'drop/lenet5-mnist/{method} {ratio}×', compressed, DENSE5, {'method': method, 'ratios': [ratio], 'epochs': 3}, tuple(range(5)), claim, False, {'epochs': 1})
-    for method, ratio in (('dense', 1), ('magnitude', 14.3), ('away and back', 14.3)):
-        yield Experiment(f'drop/lenet5-mnist-8-epochs/{method} {ratio}×', compressed, DENSE5, {'method': method, 'ratios': [ratio]}, tuple(range(5)), {'error': 'no loss'} if method == 'away and back' else {}, False, {'epochs': 1})
+    for net, epochs, ratios in (('lenet5-mnist', 3, RATIOS5), ('lenet5-mnist-8-epochs', 8, [14.3])):
+        for method in ('dense', 'magnitude', 'away and back'):
+            for ratio in [1] if method == 'dense' else ratios:
+                claim = {'error': 'no loss'} if ratio == 14.3 and method == 'away and back' else {}
+                yield Experiment(f'drop/{net}/{method} {ratio}×', compressed, DENSE5, {'method': method, 'ratios': [ratio], 'epochs': epochs}, tuple(range(5)), claim, False, {'epochs': 1})
     for method in ('away only', 'back only', 'regrow by gradient', 'random'):
         yield Experiment(f'drop/lenet5-mnist/{method}', compressed, DENSE5, {'method': method, 'ratios': RATIOS5, 'epochs': 3}, tuple(range(5)), {}, True, {'epochs': 1, 'ratios': [14.3]})
     for method in ('dense', *METHODS):

@@ -193,7 +193,6 @@ def test_epoch_can_be_set():
     assert all(torch.equal(x, y) for (x, _), (y, _) in zip(a, b))
 
 def test_many_processes_share_the_images():
-    pytest.importorskip('accelerate')
     from fastai.distributed import DistributedDL
     dl = DeviceLoader(images(), 8, shuffle=True, augment=True)
     parts = [DistributedDL(dl.new(), rank=r, world_size=2) for r in range(2)]
