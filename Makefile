@@ -8,7 +8,7 @@ RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore
 .PHONY: demo test install config export nbs readme docs docs-serve hooks bench clean
 
 demo: $(STAMP)           ## train on digits, prune with every method, print the table, save the figure
-	@$(RUN) python -m prunelab.demo
+	@$(RUN) python -m prunelab.lab.demo
 
 test: $(STAMP)           ## generated files agree with their sources, every notebook runs, every test passes
 	$(RUN) pytest -q tests/test_project.py

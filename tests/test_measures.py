@@ -2,15 +2,15 @@
 import subprocess, sys
 from pathlib import Path
 import pytest, torch
-from prunelab import measures
+from prunelab.lab import measures
 from prunelab.basin import evaluate_population
 from prunelab.core import weights
 from prunelab.masks import apply_, global_, sparsity
-from prunelab.models import resnet18
-from prunelab.repro import experiments, read
+from prunelab.lab.models import resnet18
+from prunelab.lab.engine import experiments, read
 from prunelab.scores import magnitude
 from prunelab.stochastic import stochastic_prune
-from prunelab.training import Recipe, dense
+from prunelab.lab.training import Recipe, dense
 
 ROOT = Path(__file__).parent.parent
 
@@ -112,7 +112,7 @@ def test_a_search_gives_a_front(net):
 
 def test_a_rehearsal_writes_nowhere_near_the_results():
     name = next(e.name for e in experiments() if not e.gpu)
-    p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'prunelab.repro', '--tiny', '--only', name], capture_output=True, text=True, cwd=ROOT)
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'prunelab.lab.engine', '--tiny', '--only', name], capture_output=True, text=True, cwd=ROOT)
     assert p.returncode == 0, p.stdout + p.stderr
     folder = Path(p.stdout.strip().splitlines()[-1].removeprefix('rows: '))
     rows = [r for f in folder.glob('*.jsonl') for r in read(f)]

@@ -1,9 +1,9 @@
-"What prunelab.models promises beyond its page"
+"What prunelab.lab.models promises beyond its page"
 import pickle
 import numpy as np, pytest, torch
 from torch import nn
 from prunelab.core import seeded, weights
-from prunelab.models import lenet5, lenet300, resnet18, resnet50, vgg16, vgg19
+from prunelab.lab.models import lenet5, lenet300, resnet18, resnet50, vgg16, vgg19
 
 CNNS = [vgg16, vgg19, resnet18, resnet50]
 count = lambda net: sum(p.numel() for p in net.parameters())

@@ -4,7 +4,7 @@ import pandas as pd, pytest, torch
 from safetensors.torch import save
 from torch import nn
 from prunelab.core import seeded, weights
-from prunelab.models import lenet5, resnet18
+from prunelab.lab.models import lenet5, resnet18
 from prunelab.report import REST, macs, plot_layers, sizes, sparse_bytes, stored, table
 
 @pytest.fixture

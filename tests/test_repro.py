@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 import pytest, torch
 from prunelab.core import weights
-from prunelab.models import lenet5, resnet18
-from prunelab.repro import Experiment, append, done, experiments, pending, plain, read, rows, run
-from prunelab.training import Recipe, TimeUp, dense, learner, train
+from prunelab.lab.models import lenet5, resnet18
+from prunelab.lab.engine import Experiment, append, done, experiments, pending, plain, read, rows, run
+from prunelab.lab.training import Recipe, TimeUp, dense, learner, train
 
 TINY = Recipe(lenet5, 'digits', epochs=3, lr=.02, bs=64, valid=.2, n_train=256, size=16)
 
@@ -61,7 +61,7 @@ def test_weight_decay_is_part_of_the_gradient():
 
 def test_dense_trains_once(tmp_path, monkeypatch, device):
     net = dense(TINY, 0, tmp_path, device)
-    monkeypatch.setattr('prunelab.training.train', lambda *a, **k: pytest.fail('trained twice'))
+    monkeypatch.setattr('prunelab.lab.training.train', lambda *a, **k: pytest.fail('trained twice'))
     again = dense(TINY, 0, tmp_path, device)
     assert same(net.learn, again.learn) and net.facts == again.facts
     n = net.facts['n_test']
@@ -114,7 +114,7 @@ def test_waiting_for_another_process_obeys_the_deadline(tmp_path):
     with FileLock(tmp_path/f'{TINY.name}-0.pt.lock'), pytest.raises(TimeUp, match='another process'): dense(TINY, 0, tmp_path, 'cpu', deadline=time.monotonic() + .1)
 
 def test_many_writers_lose_nothing(tmp_path):
-    code = f'import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\nfrom prunelab.repro import append\nfor i in range(40): append({str(tmp_path/"r.jsonl")!r}, {{"who": sys.argv[1], "i": i}})'
+    code = f'import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\nfrom prunelab.lab.engine import append\nfor i in range(40): append({str(tmp_path/"r.jsonl")!r}, {{"who": sys.argv[1], "i": i}})'
     ps = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, who]) for who in 'ab']
     assert [p.wait() for p in ps] == [0, 0]
     assert sorted((r['who'], r['i']) for r in read(tmp_path/'r.jsonl')) == [(w, i) for w in 'ab' for i in range(40)]
@@ -168,7 +168,7 @@ def test_unknown_names_are_refused():
 
 # The command
 
-def command(*args, **kwargs): return subprocess.run([sys.executable, '-W', 'ignore', '-m', 'prunelab.repro', *args], capture_output=True, text=True, cwd=Path(__file__).parent.parent, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **kwargs)
+def command(*args, **kwargs): return subprocess.run([sys.executable, '-W', 'ignore', '-m', 'prunelab.lab.engine', *args], capture_output=True, text=True, cwd=Path(__file__).parent.parent, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **kwargs)
 
 def test_the_command_lists_every_experiment():
     out = command()

@@ -1,12 +1,12 @@
 "What the reproduction of paper 3 counts, on LeNets trained for a moment on digits."
 import pytest, torch
-from prunelab import repro_extreme as x
+from prunelab.lab import extreme as x
 from prunelab.core import weights
 from prunelab.extreme import extreme_masks, retention
 from prunelab.masks import sparsity
-from prunelab.models import lenet300
-from prunelab.repro import experiments, plain
-from prunelab.training import Recipe, dense
+from prunelab.lab.models import lenet300
+from prunelab.lab.engine import experiments, plain
+from prunelab.lab.training import Recipe, dense
 
 @pytest.fixture(scope='module')
 def net(tmp_path_factory): return dense(Recipe(lenet300, 'digits', epochs=6, bs=64, valid=.2, size=16), 0, tmp_path_factory.mktemp('cache'), 'cpu')

@@ -8,11 +8,11 @@ from fastai.vision.augment import CropPad, FlipItem, RandomCrop
 from fastai.vision.data import ImageDataLoaders
 from prunelab.basin import evaluate_population
 from prunelab.core import weights
-from prunelab.data import DeviceLoader, Images
+from prunelab.lab.data import DeviceLoader, Images
 from prunelab.masks import apply_
-from prunelab.models import resnet18
+from prunelab.lab.models import resnet18
 from prunelab.stochastic import stochastic_prune
-from prunelab.training import Recipe, learner
+from prunelab.lab.training import Recipe, learner
 from .bench_loader import MEAN, STD, draw
 from .common import show
 

@@ -1,9 +1,9 @@
-"`prunelab.batch_scores`: closed forms, finite differences, rounds, and no trace in the network"
+"`prunelab.gradient_scores`: closed forms, finite differences, rounds, and no trace in the network"
 import pickle
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
-from prunelab.batch_scores import gradient, grasp, iterated, snip, synflow
+from prunelab.gradient_scores import gradient, grasp, iterated, snip, synflow
 from prunelab.basin import perturb
 from prunelab.callbacks import PruneCB
 from prunelab.core import seeded, weights
