@@ -12,7 +12,7 @@ __all__ = ['EXCLUDE', 'PRUNERS', 'SAMPLERS', 'one_shot', 'inside', 'recalibrated
 import copy
 from functools import cache, partial
 from itertools import islice
-import optuna, torch
+import torch
 from fastai.callback.core import Callback
 from fastai.callback.training import BnFreeze
 from fastai.torch_core import get_model
@@ -25,7 +25,7 @@ from ..callbacks import PruneCB
 from ..core import generator, weights
 from .data import Images
 from ..masks import apply_, erk, global_, keep_top, kept, kth_largest
-from ..pareto import F1, front, search
+from ..pareto import F1, front, load_optuna, search
 from ..probes import feature_variance, gradient_flow, recalibrate_bn, variance_ratio
 from ..scores import lamp, magnitude, random_score
 from ..stochastic import StochasticPruning, stochastic_prune
@@ -167,10 +167,12 @@ def fine_tune(net, seed, gamma, sigma, arm, pruner='GMP', epochs=100, lr=1e-4, n
     return {'sigma used': s, 'before': before, 'last': count(learn.model.state_dict()), 'best': count(keep.member), 'curve': keep.curve}
 
 # %% ../../nbs/lab/20_measures.ipynb #94b08cdd
-SAMPLERS = {'NSGA-II': partial(optuna.samplers.NSGAIISampler, population_size=20), 'TPE': optuna.samplers.TPESampler}
+SAMPLERS = {'NSGA-II': ('NSGAIISampler', {'population_size': 20}), 'TPE': ('TPESampler', {})}     # class and options in Optuna
 
 def searched(net, seed, sampler, trials=150):
     "The front of F1, tested"
+    optuna, (kind, options) = load_optuna(), SAMPLERS[sampler]
+    make = partial(getattr(optuna.samplers, kind), **options)
     prune = {'exclude': EXCLUDE[net.recipe.model.__name__]}
-    study = search(F1, net.learn.model, _plain(net, 1, 500), trials, SAMPLERS[sampler], optuna.storages.InMemoryStorage(), seed=seed, progress=False, **prune)
+    study = search(F1, net.learn.model, _plain(net, 1, 500), trials, make, optuna.storages.InMemoryStorage(), seed=seed, progress=False, **prune)
     return {'front': front(F1, study, net.learn.model, _plain(net, 2, 500), **prune).to_dict('list')}
