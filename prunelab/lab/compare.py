@@ -33,8 +33,8 @@ class Difference:
         return (1.96 + .84)*self.se
 
     def __str__(self):
-        return (f'{self.mean:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] ({self.seeds} seeds, {self.images:,} images; '
-                f'detectable: {self.detectable:.2f})')
+        return (f'{self.mean:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] '
+                f'({self.seeds} seeds, {self.images:,} images; detectable: {self.detectable:.2f})')
 
 # %% ../../nbs/lab/12_compare.ipynb #cmp00011
 def paired(
@@ -47,13 +47,16 @@ def paired(
     tables = [[unpack(r) if isinstance(r, str) else r for r in method] for method in (a, b)]
     sizes = {len(r) for table in tables for r in table}
     if len(tables[0]) != len(tables[1]) or len(sizes) != 1:
-        raise ValueError(f'A and B need the same seeds and images; got {len(tables[0])} and {len(tables[1])} seeds, {sorted(sizes)} images')
+        raise ValueError('A and B need the same seeds and images; '
+                         f'got {len(tables[0])} and {len(tables[1])} seeds, {sorted(sizes)} images')
     a, b = (torch.stack([*table]).numpy().astype(np.int8) for table in tables)
     d = a - b
     means = 100*resampled_means(d, draws, np.random.default_rng(seed))
     low, lower, upper, high = np.quantile(means, [.025, .05, .95, .975])
     beyond = min((means <= 0).sum(), (means >= 0).sum())
-    return Difference(100*d.mean(), low, high, lower, upper, means.std(), min(1, 2*(beyond + 1)/(draws + 1)), *d.shape)
+    p = min(1, 2*(beyond + 1)/(draws + 1))
+    seeds, images = d.shape
+    return Difference(100*d.mean(), low, high, lower, upper, means.std(), p, seeds, images)
 
 def resampled_means(
     d, # (seeds, images) numbers
@@ -62,16 +65,16 @@ def resampled_means(
 ) -> np.ndarray: # (draws,)
     "Means of `d` after drawing rows and columns with replacement"
     n_seeds, n_images = d.shape
-    active = d[:, d.any(0)].astype(float)                       # the other columns add zeros, whatever is drawn
+    active = d[:, d.any(0)].astype(float)               # the other columns add zeros, whatever is drawn
     share = np.full(active.shape[1] + 1, 1/n_images)
     share[-1] = 1 - active.shape[1]/n_images
     out = []
-    for k in range(0, draws, 500):                              # in pieces: 500 draws of at most 10,000 columns are 40 MB
+    for k in range(0, draws, 500):                      # in pieces: 500 draws of 10,000 columns are 40 MB
         size = min(500, draws - k)
         rows = rng.multinomial(n_seeds, np.full(n_seeds, 1/n_seeds), size)
         columns = rng.multinomial(n_images, share, size)[:, :-1]
-        out.append(np.einsum('ks,si,ki->k', rows, active, columns, optimize=True)/(n_seeds*n_images))
-    return np.concatenate(out)
+        out.append(np.einsum('ks,si,ki->k', rows, active, columns, optimize=True))
+    return np.concatenate(out)/(n_seeds*n_images)
 
 # %% ../../nbs/lab/12_compare.ipynb #cmp00016
 MARGIN = .1 # Points; fixed before anything was looked at
