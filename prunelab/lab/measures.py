@@ -17,14 +17,14 @@ import copy
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
-import numpy as np, optuna, torch
+import torch
 from fastai.callback.core import Callback
 from fastai.callback.training import BnFreeze
 from fastai.torch_core import get_model
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.nn import functional as F
-from ..basin import noise, perturb
+from ..basin import perturb
 from ..callbacks import PruneCB
 from ..core import generator, weights
 from ..gradient_scores import grasp, iterated, snip, synflow
@@ -33,7 +33,7 @@ from .data import Images
 from .models import UNPRUNED
 from .training import write
 from ..masks import apply_, erk, global_, keep_top, kept, kth_largest, uniform
-from ..pareto import F1, F2, front, search
+from ..pareto import F1, F2, front, load_optuna, search
 from ..probes import feature_variance, gradient_flow, recalibrate_bn, variance_ratio
 from ..scores import lamp, magnitude, random_score
 from ..stochastic import StochasticPruning, best, median, stochastic_prune
@@ -553,9 +553,10 @@ def build_sampler(
     sampler:dict, # {'name': 'NSGA-II', 'population': n} or {'name': 'TPE'}
 ): # Makes an Optuna sampler from `seed=`
     "How the next trial is proposed"
-    if sampler['name'] == 'NSGA-II':
-        return partial(optuna.samplers.NSGAIISampler, population_size=sampler['population'])
-    return look_up({'TPE': optuna.samplers.TPESampler}, sampler['name'], 'sampler')
+    known = load_optuna().samplers
+    classes = {'NSGA-II': known.NSGAIISampler, 'TPE': known.TPESampler}
+    options = {'population_size': sampler['population']} if 'population' in sampler else {}
+    return partial(look_up(classes, sampler['name'], 'sampler'), **options)
 
 def searched(
     net, # `Dense`; untouched
@@ -574,7 +575,7 @@ def searched(
     "The front of a search, tested"
     f, prune = look_up(OBJECTIVES, objective, 'objective'), {'exclude': UNPRUNED[net.recipe.network]}
     model, (valid, test) = net.learn.model, (batches(net, k, images[k]) for k in ('valid', 'test'))
-    storage = state or optuna.storages.InMemoryStorage()
+    storage = state or load_optuna().storages.InMemoryStorage()
     study = search(f, model, valid, trials, build_sampler(sampler), storage, seed=seed, sigma=tuple(sigma),
                    gamma=tuple(gamma), n=draws, progress=False, **prune)
     found = front(f, study, model, test, n=tested, **prune)
