@@ -8,8 +8,8 @@ Docs: https://prunelab.github.io/prunelab/lab/measures.html.md"""
 __all__ = ['PRUNERS', 'SCORES', 'ALLOCATIONS', 'SPLITS', 'ARMS', 'OBJECTIVES', 'look_up', 'build_allocation', 'build_score',
            'prunable', 'threshold', 'absolute_sigma', 'some', 'cut_batches', 'batches', 'gradient_offers', 'draw',
            'noise_elsewhere', 'with_member', 'right', 'remember', 'population', 'record', 'without_noise',
-           'plain_tallies', 'one_shot', 'with_statistics', 'largest_of_each', 'arm_member', 'decomposed', 'layer_facts',
-           'placement', 'variances', 'flow_at', 'sweep', 'alone', 'ClipValue', 'BestEpoch', 'few_images',
+           'plain_tallies', 'one_shot', 'with_statistics', 'masked_copy', 'largest_of_each', 'arm_member', 'decomposed',
+           'layer_facts', 'placement', 'variances', 'flow_at', 'sweep', 'alone', 'ClipValue', 'BestEpoch', 'few_images',
            'build_pruner', 'freeze_norms', 'fine_tune', 'build_sampler', 'searched']
 
 # %% ../../nbs/lab/20_measures.ipynb #bf2d97ca
@@ -45,12 +45,13 @@ PRUNERS = {
     'ERK': {'score': 'magnitude', 'allocation': 'ERK'},
     'uniform': {'score': 'magnitude', 'allocation': 'uniform'},
     'random': {'score': 'random', 'allocation': 'global'},
-    'SNIP': {'score': 'SNIP', 'allocation': 'global', 'images': 128},          # training images behind the gradient
+    'SNIP': {'score': 'SNIP', 'allocation': 'global', 'images': 128},          # images behind the gradient
     'GraSP': {'score': 'GraSP', 'allocation': 'global', 'images': 128},
-    'SynFlow': {'score': 'SynFlow', 'allocation': 'global', 'rounds': 100}}    # prunes a hundred times on the way
+    'SynFlow': {'score': 'SynFlow', 'allocation': 'global', 'rounds': 100}}    # prunes on the way, too
 
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0002
-SCORES = {'magnitude': magnitude, 'LAMP': lamp, 'random': random_score, 'SNIP': snip, 'GraSP': grasp, 'SynFlow': synflow}
+SCORES = {'magnitude': magnitude, 'LAMP': lamp, 'random': random_score,
+          'SNIP': snip, 'GraSP': grasp, 'SynFlow': synflow}
 ALLOCATIONS = {'global': global_, 'uniform': uniform, 'ERK': erk}
 
 def look_up(
@@ -165,7 +166,7 @@ def draw(
     pruner:dict, # As in `PRUNERS`
 ) -> dict: # {name: pruned noisy weight}, the layers that are left alone are not in it
     "One pruned member"
-    offers = gradient_offers(net, pruner.get('images', 1))     # one image is enough where only its shape counts
+    offers = gradient_offers(net, pruner.get('images', 1))     # SynFlow only asks for an image's shape
     score, allocation = build_score(pruner, gamma), build_allocation(pruner)
     masks, noisy = stochastic_prune(prunable(net), gamma, sigma, (seed, i), score, allocation, **offers)
     return apply_(noisy, masks)
@@ -227,7 +228,7 @@ def population(
     name:str='', # Of the population, within that file
 ) -> list: # For each draw {'valid': (n,) bool, 'test': (n,) bool}, from `best_of` on without 'valid'
     "Answers of the draws 0, 1, 2, …"
-    if not 0 < best_of <= draws: raise ValueError(f'the best of {best_of} of {draws} draws: give 0 < best_of <= draws')
+    if not 0 < best_of <= draws: raise ValueError(f'best_of is from 1 to draws, got {best_of} of {draws}')
     def ask(i):
         splits, member = ('valid', 'test') if i < best_of else ('test',), make(i)
         return {split: right(net, member, split, images[split]) for split in splits}
@@ -236,7 +237,7 @@ def population(
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0031
 def record(
     found:list, # From `population`
-) -> dict: # 'counts' of all draws on both sets, 'n' of how many; number and test tally of the median draw and of the best one
+) -> dict: # 'counts' of all draws and 'n' of images, by split; 'median', 'best': number and test tally
     "What a row says about a population"
     test = torch.stack([f['test'] for f in found])
     valid = torch.stack([f['valid'] for f in found if 'valid' in f])
@@ -257,7 +258,8 @@ def without_noise(
     images:dict, # {'valid': how many, 'test': how many}; None: all
 ) -> dict: # {name: {'valid': tally without bits, 'test': tally}}
     "DP: what several pruners leave, without noise"
-    return {name: plain_tallies(net, draw(net, seed, 0, gamma, 0., p), statistics, images) for name, p in pruners.items()}
+    members = {name: draw(net, seed, 0, gamma, 0., pruner) for name, pruner in pruners.items()}
+    return {name: plain_tallies(net, member, statistics, images) for name, member in members.items()}
 
 def plain_tallies(
     net, # `Dense`; untouched
@@ -267,7 +269,8 @@ def plain_tallies(
 ) -> dict: # {'valid': tally without bits, 'test': tally}
     "What a row says about a single member"
     member = with_statistics(net, member, statistics)
-    return {split: tally(right(net, member, split, images[split]), bits=split == 'test') for split in ('valid', 'test')}
+    valid, test = (right(net, member, split, images[split]) for split in ('valid', 'test'))
+    return {'valid': tally(valid, bits=False), 'test': tally(test)}
 
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0035
 def one_shot(
@@ -291,7 +294,8 @@ def one_shot(
         rest = noise_elsewhere(net, seed, i, s) if everywhere else {}
         return with_statistics(net, {**draw(net, seed, i, gamma, s, pruner), **rest}, statistics)
     plain = plain_tallies(net, draw(net, seed, 0, gamma, 0., pruner), statistics, images)
-    return {'sigma used': s, 'no noise': plain, **record(population(net, member, draws, best_of, images, state))}
+    found = population(net, member, draws, best_of, images, state)
+    return {'sigma used': s, 'no noise': plain, **record(found)}
 
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0037
 def with_statistics(
@@ -308,14 +312,20 @@ def with_statistics(
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0040
 ARMS = ('noise', 'noisy mask, clean weights', 'clean mask, noisy weights', 'noisy shares, largest weights')
 
+def masked_copy(
+    ws:dict, # {name: weight}; untouched
+    masks:dict, # {name: bool mask}
+) -> dict: # {name: weight, 0 where the mask is False}
+    "Pruned weights"
+    return apply_({n: w.detach().clone() for n, w in ws.items()}, masks)
+
 def largest_of_each(
     ws:dict, # {name: weight}; untouched
     masks:dict, # {name: bool mask}: how many of each layer
 ) -> dict: # {name: weight, 0 outside the largest}
     "As many weights of each layer as `masks` keeps of it, but the layer's largest"
     sizes = magnitude(ws)
-    mine = {n: keep_top({n: sizes[n]}, int(masks[n].sum()))[n] for n in ws}
-    return apply_({n: w.detach().clone() for n, w in ws.items()}, mine)
+    return masked_copy(ws, {n: keep_top({n: sizes[n]}, int(masks[n].sum()))[n] for n in ws})
 
 def arm_member(
     net, # `Dense`; untouched
@@ -323,15 +333,18 @@ def arm_member(
     i:int, # Number of the draw
     gamma:float, # Sparsity γ in [0,1)
     sigma:float, # σ ≥ 0, in the unit of the weights
+    pruner:dict, # As in `PRUNERS`
     arm:str, # One of `ARMS`
 ) -> dict: # {name: pruned weight}
-    "A part of what a noisy draw of global magnitude pruning does"
-    ws = prunable(net)
-    masks, noisy = stochastic_prune(ws, gamma, sigma, (seed, i))
-    if arm == 'noise': return apply_(noisy, masks)
-    if arm == 'noisy mask, clean weights': return apply_({n: w.detach().clone() for n, w in ws.items()}, masks)
-    if arm == 'clean mask, noisy weights': return apply_(noisy, global_(magnitude(ws), gamma))
+    "A part of what a noisy draw does"
+    ws, noisy = prunable(net), draw(net, seed, i, gamma, sigma, pruner)
+    masks = {n: w != 0 for n, w in noisy.items()}
+    if arm == 'noise': return noisy
+    if arm == 'noisy mask, clean weights': return masked_copy(ws, masks)
     if arm == 'noisy shares, largest weights': return largest_of_each(ws, masks)
+    if arm == 'clean mask, noisy weights':
+        plain = draw(net, seed, i, gamma, 0., pruner)
+        return masked_copy(perturb(ws, sigma, (seed, i)), {n: w != 0 for n, w in plain.items()})
     raise ValueError(f'no arm is called {arm!r}; choose from {ARMS}')
 
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0043
@@ -341,6 +354,7 @@ def decomposed(
     gamma:float, # Sparsity γ in [0,1)
     sigma:float, # Size of the noise σ ≥ 0, in `unit`
     unit, # None or 'threshold', see `absolute_sigma`
+    pruner:dict, # As in `PRUNERS`
     arms:list, # Some of `ARMS`
     draws:int, # Members of each arm
     best_of:int, # The best of the first so many is chosen on the validation images
@@ -350,12 +364,12 @@ def decomposed(
     state=None, # File of the answers so far
 ) -> dict: # 'sigma used', 'no noise', and for each arm what `record` says
     "The same draws in parts: mask and values, and layer shares alone"
-    s, gmp = absolute_sigma(prunable(net), gamma, sigma, unit), {'score': 'magnitude', 'allocation': 'global'}
-    result = {'sigma used': s, 'no noise': plain_tallies(net, draw(net, seed, 0, gamma, 0., gmp), statistics, images)}
-    for arm in arms:
-        def member(i): return with_statistics(net, arm_member(net, seed, i, gamma, s, arm), statistics)
-        result[arm] = record(population(net, member, draws, best_of, images, state, arm))
-    return result
+    s = absolute_sigma(prunable(net), gamma, sigma, unit)
+    def member(arm, i):
+        return with_statistics(net, arm_member(net, seed, i, gamma, s, pruner, arm), statistics)
+    plain = plain_tallies(net, draw(net, seed, 0, gamma, 0., pruner), statistics, images)
+    found = {arm: population(net, partial(member, arm), draws, best_of, images, state, arm) for arm in arms}
+    return {'sigma used': s, 'no noise': plain, **{arm: record(f) for arm, f in found.items()}}
 
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0046
 def layer_facts(
@@ -367,10 +381,11 @@ def layer_facts(
 ) -> dict: # Sizes in units of τ, shares of the layer's weights, numbers of weights
     "Where the weights of one layer sit, and what a draw of noise moves"
     size = w.detach().abs().flatten()
-    return {'weights': size.numel(), 'median': (size.median()/tau).item(), 'rms': (size.square().mean().sqrt()/tau).item(),
-            'below threshold': (size < tau).float().mean().item(), 'below sigma': (size < sigma).float().mean().item(),
-            'kept': int(plain.sum()), 'kept with noise': int(noisy.sum()),
-            'born': int((noisy & ~plain).sum()), 'died': int((plain & ~noisy).sum())}
+    places = {'median': size.median()/tau, 'rms': size.square().mean().sqrt()/tau,
+              'below threshold': (size < tau).float().mean(), 'below sigma': (size < sigma).float().mean()}
+    moves = {'kept': plain, 'kept with noise': noisy, 'born': noisy & ~plain, 'died': plain & ~noisy}
+    return {'weights': size.numel(), **{k: v.item() for k, v in places.items()},
+            **{k: int(m.sum()) for k, m in moves.items()}}
 
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0049
 def placement(
@@ -379,16 +394,16 @@ def placement(
     gamma:float, # Sparsity γ in [0,1)
     sigma:float, # Size of the noise σ ≥ 0, in `unit`
     unit, # None or 'threshold', see `absolute_sigma`
-    pruners:dict, # {name: as in `PRUNERS`}: whose allocations are shown beside, without noise
-) -> dict: # 'threshold', 'sigma used', 'layers': {name: `layer_facts` and, per pruner, how many are kept}
+    pruner:dict, # As in `PRUNERS`
+    rivals:dict, # {name: as in `PRUNERS`}: what they keep without noise is shown beside
+) -> dict: # 'threshold', 'sigma used', 'layers': {name: `layer_facts` and, per rival, how many are kept}
     "Where the weights sit relative to the threshold, layer by layer"
     ws = prunable(net)
     tau, s = threshold(ws, gamma), absolute_sigma(ws, gamma, sigma, unit)
-    gmp = {'score': 'magnitude', 'allocation': 'global'}
-    plain, noisy = (draw(net, seed, 0, gamma, x, gmp) for x in (0., s))
-    others = {name: draw(net, seed, 0, gamma, 0., p) for name, p in pruners.items()}
-    layers = {n: {**layer_facts(w, tau, s, plain[n] != 0, noisy[n] != 0),
-                  **{name: int(m[n].count_nonzero()) for name, m in others.items()}} for n, w in ws.items()}
+    plain, noisy = (draw(net, seed, 0, gamma, x, pruner) for x in (0., s))
+    layers = {n: layer_facts(w, tau, s, plain[n] != 0, noisy[n] != 0) for n, w in ws.items()}
+    for name, rival in rivals.items():
+        for n, w in draw(net, seed, 0, gamma, 0., rival).items(): layers[n][name] = int(w.count_nonzero())
     return {'threshold': tau, 'sigma used': s, 'layers': layers}
 
 # %% ../../nbs/lab/20_measures.ipynb #89321d2a
@@ -398,18 +413,19 @@ def variances(
     gamma:float, # Sparsity γ in [0,1)
     sigma:float, # Size of the noise σ ≥ 0, in `unit`
     unit, # None or 'threshold', see `absolute_sigma`
+    pruner:dict, # As in `PRUNERS`
+    rivals:dict, # {name: as in `PRUNERS`}: without noise
     draws:int, # Noisy members that are averaged
-    pruners:dict, # {name: as in `PRUNERS`}: these without noise, beside GMP
     images:int, # Test images, in mixed order: within a class the variance is another
     batch:int, # Images per batch; variances are averaged over batches
-) -> dict: # 'sigma used', and of the layers' variances: 'dense' {layer: V}, ratios {layer: r} 'no noise', 'noise', 'noise to clean' and of each pruner
+) -> dict: # 'sigma used', {layer: V} 'dense', {layer: ratio} 'no noise', 'noise', 'noise to clean', rivals
     "How much the output of each layer varies after pruning, relative to before"
     ws, some_images = prunable(net), batches(net, 'test', images, mixed=True, batch=batch)
-    s, gmp = absolute_sigma(ws, gamma, sigma, unit), {'score': 'magnitude', 'allocation': 'global'}
+    s = absolute_sigma(ws, gamma, sigma, unit)
     def V(member): return feature_variance(with_member(net, member), some_images)
     dense, noisy_dense = V({}), [V(perturb(ws, s, (seed, i))) for i in range(draws)]
-    noisy = [V(draw(net, seed, i, gamma, s, gmp)) for i in range(draws)]
-    plain = {name: V(draw(net, seed, 0, gamma, 0., p)) for name, p in {'no noise': gmp, **pruners}.items()}
+    noisy = [V(draw(net, seed, i, gamma, s, pruner)) for i in range(draws)]
+    plain = {name: V(draw(net, seed, 0, gamma, 0., p)) for name, p in {'no noise': pruner, **rivals}.items()}
     return {'sigma used': s, 'dense': dense, **{name: variance_ratio(v, dense) for name, v in plain.items()},
             'noise': variance_ratio(noisy, noisy_dense), 'noise to clean': variance_ratio(noisy, dense)}
 
@@ -431,22 +447,24 @@ def sweep(
     gamma:float, # Sparsity γ in [0,1)
     sigmas:list, # Sizes of the noise σ ≥ 0, in `unit`
     unit, # None or 'threshold', see `absolute_sigma`
+    pruner:dict, # As in `PRUNERS`
     draws:int, # Members for each σ
     flow:int, # Training images behind a gradient
     images:int, # Test images that are asked, always the same; None: all
     *,
     state=None, # File of what is known so far
-) -> dict: # 'sigma used', 'n' images, and σ × draws: right answers 'noise only' and 'pruned', and 'flow' of the latter
+) -> dict: # 'sigma used', 'n' images; per σ and draw: right 'noise only', right 'pruned', and its 'flow'
     "Answers and gradient as the noise grows"
-    ws, gmp = prunable(net), {'score': 'magnitude', 'allocation': 'global'}
+    ws = prunable(net)
     used = [absolute_sigma(ws, gamma, s, unit) for s in sigmas]
     def at(s, i):
-        pruned = draw(net, seed, i, gamma, s, gmp)
-        only = right(net, perturb(ws, s, (seed, i)), 'test', images)
-        return [int(only.sum()), int(right(net, pruned, 'test', images).sum()), flow_at(net, pruned, flow)]
+        pruned = draw(net, seed, i, gamma, s, pruner)
+        only, after = (right(net, m, 'test', images) for m in (perturb(ws, s, (seed, i)), pruned))
+        return {'n': len(after), 'noise only': int(only.sum()), 'pruned': int(after.sum()),
+                'flow': flow_at(net, pruned, flow)}
     table = [[remember(state, f'{s} {i}', partial(at, s, i)) for i in range(draws)] for s in used]
-    columns = {name: [[x[k] for x in line] for line in table] for k, name in enumerate(('noise only', 'pruned', 'flow'))}
-    return {'sigma used': used, 'n': len(some(len(net.learn.dls[2].dataset), images, False)), **columns}
+    columns = {c: [[cell[c] for cell in line] for line in table] for c in ('noise only', 'pruned', 'flow')}
+    return {'sigma used': used, 'n': table[0][0]['n'], **columns}
 
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0055
 def alone(
@@ -460,7 +478,8 @@ def alone(
 ) -> dict: # 'n' images, 'dense' right answers, and {pruner: {layer: [kept, right answers]}}
     "Each layer pruned alone, as far as each pruner prunes it"
     def count(member): return int(right(net, member, 'test', images).sum())
-    result = {'n': len(some(len(net.learn.dls[2].dataset), images, False)), 'dense': count({})}
+    dense = right(net, {}, 'test', images)
+    result = {'n': len(dense), 'dense': int(dense.sum())}
     for name, pruner in pruners.items():
         member = draw(net, seed, 0, gamma, 0., pruner)
         result[name] = {n: [int(w.count_nonzero()), remember(state, f'{name} {n}', partial(count, {n: w}))]
@@ -480,7 +499,7 @@ class BestEpoch(Callback):
     def after_epoch(self):
         model = get_model(self.model)
         now = int(answers(model, self.valid).sum())
-        if now > max(self.counts, default=-1): self.member = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        if now > max(self.counts, default=-1): self.member = copy.deepcopy(model.state_dict())
         self.counts.append(now)
 
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0058
@@ -491,7 +510,8 @@ def few_images(
 ): # A loader of these, shuffled and augmented as `dl`
     "A training loader with a part of the images"
     ds = dl.dataset
-    i = torch.as_tensor(train_test_split(range(len(ds)), train_size=n, stratify=ds.y.cpu(), random_state=seed)[0])
+    mine, _ = train_test_split(range(len(ds)), train_size=n, stratify=ds.y.cpu(), random_state=seed)
+    i = torch.as_tensor(mine, device=ds.x.device)
     return dl.new(Images(ds.x[i], ds.y[i], ds.vocab))
 
 def build_pruner(
@@ -533,7 +553,7 @@ def fine_tune(
     n:int, # Training images
     clip:float, # Most that a component of the gradient may be
     images:dict, # {'valid': how many, 'test': how many}; None: all
-) -> dict: # 'sigma used', tallies 'before', 'last' and 'best' (epoch on validation images), and 'curve': right validation answers per epoch
+) -> dict: # 'sigma used'; tallies 'before', 'last', 'best'; 'curve': right validation answers per epoch
     "Prune, tune on few images, keep the best epoch"
     learn, s = net.again(), absolute_sigma(prunable(net), gamma, sigma, unit)
     cb = build_pruner(net, seed, arm, pruner, gamma, s, best_of)
@@ -571,7 +591,7 @@ def searched(
     images:dict, # {'valid': how many, 'test': how many}; None: all
     *,
     state=None, # File of the trials so far; None: in memory
-) -> dict: # 'n' {'valid', 'test'}, 'trials' done, 'front': {column: [value per point]}, accuracies as numbers of right answers
+) -> dict: # 'n' {'valid', 'test'}, 'trials', 'front' {column: [value per point]}, accuracies as right answers
     "The front of a search, tested"
     f, prune = look_up(OBJECTIVES, objective, 'objective'), {'exclude': UNPRUNED[net.recipe.network]}
     model, (valid, test) = net.learn.model, (batches(net, k, images[k]) for k in ('valid', 'test'))
