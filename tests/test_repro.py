@@ -1,14 +1,13 @@
 "Rows of results: written whole or not at all, skipped when they are there, never written by a rehearsal."
-import json, os, signal, subprocess, sys, time
+import json, os, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
 from prunelab.core import weights
-from prunelab.lab.models import lenet5, resnet18
 from prunelab.lab.engine import Experiment, append, done, experiments, pending, plain, read, rows, run
-from prunelab.lab.training import Recipe, TimeUp, dense, learner, train
+from prunelab.lab.training import Recipe, dense
 
-TINY = Recipe(lenet5, 'digits', epochs=3, lr=.02, bs=64, valid=.2, n_train=256, size=16)
+TINY = Recipe('lenet5', 'digits', epochs=3, lr=.02, bs=64, valid=.2, n_train=256, size=16)
 
 def count(net, seed, keep=1.): return {'n': int(keep*sum(w.numel() for w in weights(net.learn.model).values())), 'seed': seed}
 def fail(net, seed): raise ValueError('on purpose')
@@ -19,77 +18,6 @@ def spoil(net, seed):
 def weight_sum(net, seed): return {'sum': net.learn.model.fc1.weight.sum().item()}
 
 def exp(f=count, name='toy/a', **kwargs): return Experiment(name, f, TINY, **{'gpu': False, **kwargs})
-
-def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
-
-# Training
-
-def test_a_training_in_pieces_is_the_training_in_one(tmp_path):
-    "Weights, running statistics and momentum after three calls of one epoch each are those of one call"
-    r = replace(TINY, model=resnet18, width=.05, size=8, bs=128)
-    whole = learner(r, 3, 'cpu')
-    train(whole, r, tmp_path/'whole')
-    for call in range(3):
-        piece = learner(r, 3, 'cpu')
-        try: train(piece, r, tmp_path/'piece', deadline=0.)
-        except TimeUp as e: assert f'{call + 1} of 3' in str(e)
-    assert same(whole, piece)
-    a, b = (o.opt.state_dict()['state'] for o in (whole, piece))
-    assert all(torch.equal(a[k]['momentum_buffer'], b[k]['momentum_buffer']) for k in a)
-
-def test_the_learning_rate_falls_along_a_cosine_also_after_a_break(tmp_path):
-    lrs = []
-    for call in range(3):
-        learn = learner(TINY, 0, 'cpu')
-        try: train(learn, TINY, tmp_path/'p', deadline=0.)
-        except TimeUp: pass
-        lrs += learn.recorder.lrs
-    steps = 3*len(learn.dls.train)
-    expected = [.5*TINY.lr*(1 + torch.cos(torch.tensor(torch.pi*i/steps)).item()) for i in range(steps)]
-    assert lrs == pytest.approx(expected, rel=1e-4)
-
-def test_weight_decay_is_part_of_the_gradient():
-    "One step at zero gradient with momentum: v = lambda w, then .9 v + lambda w"
-    learn = learner(replace(TINY, wd=.1, lr=.5), 0, 'cpu')
-    w = torch.nn.Parameter(torch.tensor([1.]))
-    opt = learn.opt_func([w], lr=.5)
-    for _ in range(2):
-        w.grad = torch.zeros(1)
-        opt.step()
-    v1 = .1*1.; w1 = 1 - .5*v1; v2 = .9*v1 + .1*w1
-    assert w.item() == pytest.approx(w1 - .5*v2)
-
-def test_dense_trains_once(tmp_path, monkeypatch, device):
-    net = dense(TINY, 0, tmp_path, device)
-    monkeypatch.setattr('prunelab.lab.training.train', lambda *a, **k: pytest.fail('trained twice'))
-    again = dense(TINY, 0, tmp_path, device)
-    assert same(net.learn, again.learn) and net.facts == again.facts
-    n = net.facts['n_test']
-    assert net.facts['test'] == round(net.learn.validate(2)[1]*n) and n == len(net.learn.dls.test.dataset)
-    assert not list(tmp_path.glob('*.part')) and not list(tmp_path.glob('*.tmp'))
-
-def test_a_seed_or_a_recipe_of_its_own_is_a_network_of_its_own(tmp_path):
-    a, b = dense(TINY, 0, tmp_path, 'cpu'), dense(TINY, 1, tmp_path, 'cpu')
-    c = dense(replace(TINY, wd=0), 0, tmp_path, 'cpu')
-    assert not same(a.learn, b.learn) and not same(a.learn, c.learn) and len(list(tmp_path.glob('*.pt'))) == 3
-
-def test_a_killed_training_goes_on(tmp_path):
-    "SIGKILL in the middle of a training; the next process ends with the network of an undisturbed one"
-    code = f'''
-import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
-from tests.test_repro import *
-def say(s): print(s, flush=True); time.sleep(30)
-learn = learner(TINY, 5, 'cpu')
-train(learn, TINY, {str(tmp_path/'part')!r}, every=0, say=say)
-'''
-    with subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True) as p:
-        assert 'epoch 1 of 3' in p.stdout.readline()      # it has been written, and it sleeps
-        p.send_signal(signal.SIGKILL)
-    learn, whole = learner(TINY, 5, 'cpu'), learner(TINY, 5, 'cpu')
-    train(learn, TINY, tmp_path/'part')
-    train(whole, TINY, tmp_path/'whole')
-    for a, b in zip(learn.model.state_dict().values(), whole.model.state_dict().values()): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)     # to rounding: another process may sum in another order
-    assert len(learn.recorder.lrs) == 2*len(learn.dls.train)
 
 # Rows
 
@@ -108,10 +36,6 @@ def test_a_whole_row_without_its_end_of_line_stays(tmp_path):
     assert read(f) == [{'a': {'b': 1}}, {'a': {'b': 2}}]
     append(f, {'a': 3})
     assert read(f) == [{'a': {'b': 1}}, {'a': {'b': 2}}, {'a': 3}] and f.read_text().count('\n') == 3
-
-def test_waiting_for_another_process_obeys_the_deadline(tmp_path):
-    from filelock import FileLock
-    with FileLock(tmp_path/f'{TINY.name}-0.pt.lock'), pytest.raises(TimeUp, match='another process'): dense(TINY, 0, tmp_path, 'cpu', deadline=time.monotonic() + .1)
 
 def test_many_writers_lose_nothing(tmp_path):
     code = f'import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\nfrom prunelab.lab.engine import append\nfor i in range(40): append({str(tmp_path/"r.jsonl")!r}, {{"who": sys.argv[1], "i": i}})'
