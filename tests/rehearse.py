@@ -5,13 +5,17 @@ from prunelab.lab.experiment import plain, rehearsal
 from prunelab.lab.training import dense
 
 def distinct(es):
-    "One experiment for each network and pruner: those that differ in a number or in images alone run the same code"
-    found = {}
+    "Enough experiments to rehearse each network and each arm; the others differ in numbers or combine both"
+    found, seen = [], set()
     for e in es:
         small = rehearsal(e)
-        what = {k: v for k, v in small.params.items() if k != 'sparsity' or isinstance(v, dict)}
-        found.setdefault(json.dumps([small.recipe.network, small.recipe.width, what], sort_keys=True), e)
-    return [*found.values()]
+        numbers = ('sparsity', 'epochs', 'lr', 'exclude')
+        arm = {k: v for k, v in small.params.items() if k not in numbers or isinstance(v, dict)}
+        some = bool(e.params['exclude'])
+        news = {(e.run.__name__, small.recipe.network), json.dumps([some, arm], sort_keys=True)}
+        if news - seen: found.append(e)
+        seen |= news
+    return found
 
 def rehearse(e, cache):
     "The result of a tiny run; it is plain data, counts add up, and the dense network is as it was"

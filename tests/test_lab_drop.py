@@ -1,4 +1,4 @@
-"The experiments of paper 2: every arm begins alike, is trained as long, and runs; one comparison for each network is named."
+"The experiments of paper 2: every arm begins alike, is trained as long, and runs; one comparison is named."
 import pytest, torch
 from prunelab.lab.arms import make_pruner
 from prunelab.lab.drop import ARMS, EXPERIMENTS, PRIMARY, block, dropping
@@ -6,17 +6,18 @@ from prunelab.lab.training import Recipe
 from .rehearse import blocks_of, check_block, distinct, rehearse
 
 TOY = Recipe('lenet5', 'digits', epochs=2)
+FOUR = {'magnitude': (1, 0), 'away only': (.9, 0), 'back only': (1, .1), 'away and back': (.9, .1)} # α and β
 
 def test_the_four_ablations_differ_in_two_probabilities():
     four = {k: (v['away'], v['back']) for k, v in ARMS.items() if v and v['method'] == 'drop'}
-    assert four == {'magnitude': (1, 0), 'away only': (.9, 0), 'back only': (1, .1), 'away and back': (.9, .1)}
+    assert four == FOUR
     rest = [{k: x for k, x in ARMS[a].items() if k not in ('away', 'back')} for a in four]
     assert all(r == rest[0] for r in rest)
 
 def test_the_callback_does_what_the_arms_say():
     ws = {'w': torch.ones(4, 5)}
     odds = {k: make_pruner(v, .5, ws, 0).odds(0) for k, v in ARMS.items() if v and v['method'] == 'drop'}
-    assert odds == {'magnitude': (1, 0), 'away only': (.9, 0), 'back only': (1, .1), 'away and back': (.9, .1)}
+    assert odds == FOUR
     assert make_pruner(dropping(.9, .1), .5, ws, 0).odds(.5) == (.9, .05)
 
 def test_all_arms_that_prune_follow_one_schedule():

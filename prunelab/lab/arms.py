@@ -146,7 +146,8 @@ def propose(self:Regrow, t):
     returning = 0 if t == 1 else round(self.grow(t)*pruned)
     goal = kept(n, self.start + (self.target - self.start)*t)
     gradients = gradient(ws, get_model(self.learn.model), self.batch(), self.learn.loss_func)
-    return regrown(ws, gradients, masks, goal, returning)
+    plain = {n: g.as_subclass(torch.Tensor) for n, g in gradients.items()}   # fastai's losses make TensorBase
+    return regrown(ws, plain, masks, goal, returning)
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00039
 def by_score(spec, sparsity, ws, seed, exclude):
