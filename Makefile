@@ -5,7 +5,7 @@ BIN    := .venv/bin
 STAMP  := .venv/installed
 RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: demo test install config export nbs readme docs docs-serve hooks bench clean
+.PHONY: demo test test-lowest elsewhere elsewhere-ci install config export nbs readme docs docs-serve hooks bench clean
 
 demo: $(STAMP)           ## train on digits, prune with every method, print the table, save the figure
 	@$(RUN) python -m prunelab.demo
@@ -14,6 +14,21 @@ test: $(STAMP)           ## generated files agree with their sources, every note
 	$(RUN) pytest -q tests/test_project.py
 	$(RUN) OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
 	$(RUN) pytest -q tests --ignore tests/test_project.py
+
+test-lowest:             ## the same with the lowest versions that settings.ini allows, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q uv
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e '.[dev]'
+	@touch .venv-lowest/installed
+	$(MAKE) test BIN=.venv-lowest/bin STAMP=.venv-lowest/installed
+
+# Pages on simulated other machines: make elsewhere [PAGES="nbs/20_drop.ipynb ..."] [MACHINES=10] [TABLE=file.md]
+MACHINES ?= 3
+elsewhere: $(STAMP)      ## does what pages claim hold where arithmetic rounds in another way?
+	@$(RUN) python -m tests.elsewhere "$(PAGES)" --machines $(MACHINES) $(if $(TABLE),--table-file $(TABLE))
+
+elsewhere-ci: $(STAMP)   ## the same for the pages that assert outcomes of training
+	@$(RUN) python -m tests.elsewhere --training --machines $(MACHINES)
 
 install: $(STAMP)
 $(STAMP): settings.ini pyproject.toml

@@ -55,9 +55,6 @@ def test_imports_point_to_earlier_pages():
                 names = [node.module or ''] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
                 assert not any(n.startswith('fastai.vision.all') for n in names), f'{p.name}: fastai.vision.all takes ten seconds'
 
-@pytest.mark.parametrize('path', MODULES, ids=lambda p: p.name)
-def test_modules_are_short(path): assert n_lines(path.read_text().partition('__all__')[2]) <= 150     # without what nbdev writes above it
-
 def test_dependencies_are_declared():
     "What the modules import from outside is named in settings.ini, each with a lower bound"
     ini = dict(line.split(' = ', 1) for line in (ROOT/'settings.ini').read_text().splitlines() if ' = ' in line)
@@ -78,7 +75,7 @@ def test_page(path):
     assert len({c.id for c in page.cells}) == len(page.cells)
     for c in code(page):
         where = f'{path.name}, cell {c.id}'
-        if exported(c): assert n_lines(c.source) <= 40 and all(n <= 25 for n in functions(c.source)), f'{where}: an exported function has at most 25 lines'
+        if exported(c): assert n_lines(c.source) <= 40 and all(n <= 30 for n in functions(c.source)), f'{where}: an exported function has at most 30 lines'
         for o in c.outputs:
             text = str(o)
             assert o.output_type != 'error' and 'Traceback' not in text, f'{where}: a stored error'
