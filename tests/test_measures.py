@@ -17,6 +17,7 @@ from prunelab.lab import measures
 from prunelab.lab.answers import tally, unpack
 from prunelab.lab.data import DeviceLoader, Images
 from prunelab.lab.measures import ALLOCATIONS, ARMS, PRUNERS, SCORES
+from prunelab.lab.training import Dense, Recipe, learner
 from prunelab.masks import apply_, global_, sparsity
 from prunelab.scores import magnitude
 from prunelab.stochastic import StochasticPruning, stochastic_prune
@@ -507,3 +508,21 @@ def test_nothing_touches_the_dense_network(small):
     seen(small)
     measures.sweep(small, 0, .7, [.3], None, GMP, 1, 60, None)
     for k, v in small.learn.model.state_dict().items(): assert torch.equal(v, before[k])
+
+# What measures take for granted: dense networks of other seeds, batches of other orders
+
+LENET = Recipe('lenet5', 'digits', epochs=3, lr=.02, bs=64, valid=.2, n_train=256, size=16)
+
+def test_every_seed_has_initial_weights_of_its_own():
+    a, again, b = (learner(LENET, seed, 'cpu').model.state_dict() for seed in (0, 0, 1))
+    for k in a: assert torch.equal(a[k], again[k]) and not torch.equal(a[k], b[k])
+
+def orders(learn, epochs):
+    "The images of each epoch, in their order, as sums of pixels"
+    return [torch.cat([x.sum((1, 2, 3)) for x, _ in learn.dls.train]).tolist() for _ in range(epochs)]
+
+def test_a_second_training_sees_none_of_the_old_orders():
+    net = Dense(learner(LENET, 0, 'cpu'), LENET, 0, {})
+    before, after = orders(net.learn, LENET.epochs), orders(net.again(), 2)
+    assert all(new not in before for new in after) and after[0] != after[1]
+    for new in after: assert sorted(new) == pytest.approx(sorted(before[0]), abs=1e-2)

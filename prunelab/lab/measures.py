@@ -31,7 +31,7 @@ from ..gradient_scores import grasp, iterated, snip, synflow
 from .answers import answers, tally
 from .data import Images
 from .models import UNPRUNED
-from .training import write
+from .training import read, write
 from ..masks import apply_, erk, global_, keep_top, kept, kth_largest, uniform
 from ..pareto import F1, F2, front, load_optuna, search
 from ..probes import feature_variance, gradient_flow, recalibrate_bn, variance_ratio
@@ -211,7 +211,7 @@ def remember(
     make, # Function without arguments that computes it
 ): # The piece, from the file if it is there
     "Compute a piece of a unit once, also over several processes"
-    known = torch.load(state, weights_only=True) if state and Path(state).exists() else {}
+    known = read(state, 'cpu') if state and Path(state).exists() else {}
     if key not in known:
         known[key] = make()
         if state: write(state, known)
