@@ -1,4 +1,4 @@
-"""The paper reports a LeNet-5 with 7 % of its weights and no loss of accuracy. Which part of that is due to weights that drop away and back, and how far does each part go?
+"""The paper's first version reports a LeNet-5 with 7 % of its weights and no loss of accuracy. Which part of that is due to weights that drop away and back, and how far does each part go?
 
 Docs: https://prunelab.github.io/prunelab/repro/drop_pruning.html.md"""
 

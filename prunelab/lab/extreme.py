@@ -1,4 +1,4 @@
-"""The paper reports that 65 to 95 % of the weights turn out to be superfluous, on nine networks, and that nobody had to say how many. How much of that number did the network decide, and is what remains better than what others leave?
+"""The paper reports that 65 to 95 % of the weights turn out to be superfluous, and nobody had to say how many. How much of that number did the network decide, and is what remains better than what others leave?
 
 Docs: https://prunelab.github.io/prunelab/repro/extreme_value_pruning.html.md"""
 
