@@ -13,11 +13,11 @@ from nbdev.processors import add_links, clean_magics, filter_stream_, hide_, hid
 from nbdev.showdoc import showdoc_nm
 
 ROOT = Path(__file__).resolve().parent.parent
-CFG  = (c := ConfigParser(interpolation=None)).read(ROOT/'settings.ini') and c['DEFAULT']
+CFG  = (c := ConfigParser()).read(ROOT/'settings.ini') and c['DEFAULT']
 REPO, LIB = f"{CFG['git_url']}/blob/{CFG['branch']}", CFG['lib_path']
 URL  = f"https://{CFG['user']}.github.io/{CFG['repo']}"                        # where nbdev says that the site is
 PARTS = {0: 'The workbench', 10: 'Paper 1: noise, then pruning', 20: 'Paper 2: drop away, drop back', 30: 'Paper 3: extreme values', 40: 'Searching and measuring'}
-FOLDERS = {'tutorials': 'Tutorials', '': None, 'repro': 'Reproductions', 'guide': 'Guide'}     # in the sidebar's order; others follow
+FOLDERS = {'tutorials': 'Tutorials', '': None, 'repro': 'Reproductions', 'lab': 'The lab', 'guide': 'Guide'}     # in the sidebar's order; others follow
 FENCE = re.compile(r'(^ {0,3}(?:```|~~~).*?^ {0,3}(?:```|~~~)\s*?$)', re.M | re.S)
 DIRECTIVES = {'default_exp', 'export', 'exports', 'exporti', 'hide', 'hide_line', 'hide_input', 'hide_output', 'filter_stream', 'eval', 'echo', 'output', 'code-fold', 'code-summary'}
 IMAGE, CALLOUT = re.compile(r'<text[^>]*>([^<]+)</text>'), re.compile(r'^::: *\{\.callout-(\w+)([^}]*)\} *\n(.*?)^::: *$', re.M | re.S)
@@ -74,7 +74,7 @@ def definitions(src):
 
 def lines_of(module):
     "{name: line} of the exported file"
-    path = ROOT/LIB/f'{module}.py'
+    path = ROOT/LIB/f'{module.replace(".", "/")}.py'
     return {n: min([d.lineno for d in node.decorator_list] + [node.lineno]) for n, node in definitions(path.read_text())} if path.exists() else {}
 
 class Cards(Processor):
@@ -88,7 +88,7 @@ class Cards(Processor):
             if c.cell_type == 'code' and c.directives_.keys() & {'export', 'exports'} and 'hide' not in c.directives_:
                 for name, node in definitions(c.source):
                     self.nb.names[name] = (ast.get_docstring(node) or '').split('\n')[0]
-                    cells.append(mk_cell(card(name, node, c.source, 3 if seen else 2, f'{self.nb.module}.py#L{lines.get(name, 1)}'), 'markdown', own_=True))
+                    cells.append(mk_cell(card(name, node, c.source, 3 if seen else 2, f'{self.nb.module.replace(".", "/")}.py#L{lines.get(name, 1)}'), 'markdown', own_=True))
             cells.append(c)
         self.nb.cells = cells
 
@@ -132,7 +132,7 @@ class Page:
         self.title = re.search('^# (.*)', first, re.M)[1]
         self.promise = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', ' '.join(line.lstrip('> ') for line in first.splitlines() if line.startswith('>')))
         self.number = int((re.match(r'\d+', path.name) or [0])[0])
-        self.short = self.nb.module.replace('_', ' ').capitalize() if self.nb.module and len(self.rel.parts) == 1 else self.title.replace('`', '')
+        self.short = self.nb.module.rpartition('.')[2].replace('_', ' ').capitalize() if self.nb.module and self.rel.parts[0] != 'repro' and len(self.rel.parts) < 3 else self.title.replace('`', '')
         self.sees = {n.lower() for n in self.nb.names}
 
     def link(self, m, pages):

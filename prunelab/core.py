@@ -11,6 +11,7 @@ __all__ = ['NOT_PRUNED', 'DENSE', 'PLAIN', 'OURS', 'COLORS', 'weights', 'seeded'
 import random, warnings
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from hashlib import sha256
 
 import matplotlib.pyplot as plt, numpy as np, torch
 from torch import nn
@@ -67,14 +68,23 @@ def seeded(
 
 # %% ../nbs/00_core.ipynb #25b5afa6
 def generator(
-    seed, # A non-negative integer or several, `(seed, decision)`; a `torch.Generator` passes through
+    seed, # A non-negative integer or several, `(seed, decision)`; a string in front names a stream; a `torch.Generator` passes through
     device=None, # Where the numbers will be drawn; torch's default device if None
 ) -> torch.Generator:
-    "A `torch.Generator` on `device` that depends on `seed` alone"
+    """A `torch.Generator` on `device` that depends on `seed` alone
+
+    Without a name, zeros at the end do not count: `5`, `(5, 0)` and `(5, 0, 0)` are one stream. Give a new use a name."""
     if isinstance(seed, torch.Generator): return seed
     if seed is None: raise ValueError('a seed is a non-negative integer, or several; None would not be repeatable')
-    hi, lo = np.random.SeedSequence(seed).generate_state(2)
+    hi, lo = np.random.SeedSequence(_entropy(seed)).generate_state(2)
     return torch.Generator(device or torch.get_default_device()).manual_seed((int(hi) << 31) + int(lo))
+
+def _entropy(seed):
+    "Whole numbers for NumPy; those of a named stream end with a one, so that zeros before it count"
+    parts = [seed] if isinstance(seed, str) else list(seed) if isinstance(seed, (tuple, list)) else seed
+    if not isinstance(parts, list) or not parts or not isinstance(parts[0], str): return seed
+    name = int.from_bytes(sha256(parts[0].encode()).digest()[:16], 'big')
+    return [name, *parts[1:], 1]
 
 # %% ../nbs/00_core.ipynb #3ba82aa3
 @contextmanager

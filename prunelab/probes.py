@@ -13,7 +13,7 @@ from math import inf, log, nan
 import torch
 from fastai.callback.hook import Hooks
 from torch import nn
-from .batch_scores import evaluating, gradient
+from .gradient_scores import evaluating, gradient
 from .core import weights
 
 # %% ../nbs/10_probes.ipynb #c6cc020b

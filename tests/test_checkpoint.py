@@ -6,7 +6,7 @@ from torch import nn
 from prunelab import checkpoint
 from prunelab.checkpoint import SparseLinear, load_sparse, pack, save_sparse, to_sparse_cpu, unpack
 from prunelab.core import seeded, weights
-from prunelab.models import lenet300, lenet5
+from prunelab.lab.models import lenet300, lenet5
 from prunelab.report import sizes
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

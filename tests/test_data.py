@@ -1,4 +1,4 @@
-"What prunelab.images and prunelab.data promise beyond their pages"
+"What prunelab.lab.images and prunelab.lab.data promise beyond their pages"
 import copy, pickle, random, subprocess, sys
 import numpy as np, pytest, torch
 import fastai.callback.schedule    # learn.lr_find
@@ -7,10 +7,10 @@ from fastai.learner import Learner, load_learner
 from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW
 from PIL import Image
 from torch import nn
-from prunelab import images as reading
+from prunelab.lab import images as reading
 from prunelab.core import generator, seeded
-from prunelab.data import DeviceLoader, Images, get_dls
-from prunelab.images import read_images
+from prunelab.lab.data import DeviceLoader, Images, get_dls
+from prunelab.lab.images import read_images
 
 LAYOUT = {   # name: number of classes, folder of a class in training and in test, ending
     'mnist': (10, 'training/{}', 'testing/{}', 'png'), 'cifar10': (10, 'train/{}', 'test/{}', 'png'),
@@ -256,8 +256,8 @@ def test_lr_find_show_and_interpret(learn):
     plt.close('all')
 
 def test_showing_registers_itself():
-    "`show_results` works without anyone importing fastai.vision.learner, and importing prunelab.data does not import torchvision's models"
-    code = ("import matplotlib; matplotlib.use('agg')\nimport sys, tempfile\nfrom prunelab.data import get_dls\nassert 'torchvision' not in sys.modules\n"
+    "`show_results` works without anyone importing fastai.vision.learner, and importing prunelab.lab.data does not import torchvision's models"
+    code = ("import matplotlib; matplotlib.use('agg')\nimport sys, tempfile\nfrom prunelab.lab.data import get_dls\nassert 'torchvision' not in sys.modules\n"
         "import fastai.callback.progress\nfrom fastai.learner import Learner\nfrom torch import nn\nimport matplotlib.pyplot as plt\ndls = get_dls('digits')\ndls.show_batch(max_n=4)\nassert len(plt.gcf().axes) == 4\n"
         "learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), path=tempfile.gettempdir())\n"
         "with learn.no_bar(): learn.show_results(max_n=6)\nassert len(plt.gcf().axes) == 6")

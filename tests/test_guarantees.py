@@ -9,7 +9,7 @@ from fastai.callback.training import GradientAccumulation
 from fastai.learner import load_learner
 from fastai.optimizer import SGD, Adam, OptimWrapper, RMSProp
 from torch import nn
-from prunelab.batch_scores import snip
+from prunelab.gradient_scores import snip
 from prunelab.callbacks import PruneCB
 from prunelab.core import weights
 from prunelab.hold import HoldMasks

@@ -5,7 +5,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from prunelab.core import seeded, weights
-from prunelab.models import lenet5, resnet18
+from prunelab.lab.models import lenet5, resnet18
 from prunelab.report import REST, macs, plot_layers, sizes, sparse_bytes, stored, table
 
 @pytest.fixture

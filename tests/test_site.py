@@ -69,8 +69,9 @@ def test_exported_functions_are_documented(built):
 
 def test_the_reference_is_complete(built):
     listed = set(re.findall(r'html#[^"]*"[^>]*>(?:<span[^>]*>)?<code[^>]*><span class="pre">([\w.]+)</span>', (built/'reference.html').read_text()))
-    for path in (ROOT/'prunelab').glob('[!_]*.py'):
-        assert site.lines_of(path.stem).keys() <= listed, path.name
+    for path in (ROOT/'prunelab').rglob('[!_]*.py'):
+        module = ".".join(path.relative_to(ROOT/"prunelab").with_suffix("").parts)
+        assert site.lines_of(module).keys() <= listed, module
 
 def test_the_search_index_knows_the_chapters(built):
     index = json.loads(re.search(r'Search\.setIndex\((.*)\)', (built/'searchindex.js').read_text(), re.S)[1])

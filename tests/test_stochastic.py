@@ -5,7 +5,7 @@ import fastai.torch_core     # before tensors are compared
 from torch import nn
 from torch.nn import functional as F
 from prunelab.basin import evaluate_population, perturb
-from prunelab.batch_scores import grasp, iterated, snip, synflow
+from prunelab.gradient_scores import grasp, iterated, snip, synflow
 from prunelab.core import generator, seeded, weights
 from prunelab.masks import apply_, erk, global_, sparsity, uniform
 from prunelab.schedules import gradual, steps

@@ -10,7 +10,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from prunelab.callbacks import PruneCB
 from prunelab.core import generator, seeded
-from prunelab.models import lenet5, resnet18
+from prunelab.lab.models import lenet5, resnet18
 from prunelab.schedules import gradual
 from .common import show
 

@@ -4,7 +4,7 @@ import torch
 from prunelab.core import seeded, weights
 from prunelab.drop import DropPruning, drop_away, drop_back, fading, follow
 from prunelab.masks import global_
-from prunelab.models import resnet18
+from prunelab.lab.models import resnet18
 from prunelab.schedules import gradual
 from prunelab.scores import magnitude
 from .common import in_turns, show

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.utils import prune
 from prunelab.core import seeded, weights
 from prunelab.masks import erk, global_
-from prunelab.models import resnet18
+from prunelab.lab.models import resnet18
 from prunelab.scores import lamp, magnitude
 from .common import in_turns, show
 

@@ -3,7 +3,7 @@ import time
 import torch
 from scipy import stats
 from prunelab.core import seeded, weights
-from prunelab.models import resnet50
+from prunelab.lab.models import resnet50
 from prunelab.tails import fit_gev
 from .common import in_turns, show
 
