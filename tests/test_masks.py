@@ -77,3 +77,9 @@ def test_cuda_agrees_with_cpu(dtype):
     s = scores('ties', dtype, 0)
     on_gpu = keep_top({k: v.cuda() for k, v in s.items()}, 500)
     assert all(torch.equal(m, on_gpu[k].cpu()) for k, m in keep_top(s, 500).items())
+
+def test_erk_counts_the_kernels_dimensions():
+    "Shares in proportion to the sum of all dimensions: 4 + 2 + 3 + 3 against 10 + 8 (Evci et al. 2020)"
+    scores = {'conv': torch.arange(72.).view(4, 2, 3, 3), 'linear': torch.arange(80.).view(10, 8)}
+    masks = erk(scores, 1 - 30/152)
+    assert {n: int(m.sum()) for n, m in masks.items()} == {'conv': 12, 'linear': 18}
