@@ -7,7 +7,7 @@ USE    := .venv/installed
 DEV    := .venv/installed-dev
 RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: demo test install config export nbs readme docs docs-serve lint style hooks dist bench clean
+.PHONY: demo test test-lowest elsewhere elsewhere-ci install config export nbs readme docs docs-serve lint style hooks dist bench clean
 .NOTPARALLEL:
 
 demo: $(USE)             ## train on digits, prune with every method, print the table, save the figure
@@ -17,6 +17,21 @@ test: $(DEV)             ## generated files agree with their sources, every note
 	$(RUN) pytest -q tests/test_project.py
 	$(RUN) OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
 	$(RUN) pytest -q tests --ignore tests/test_project.py
+
+test-lowest:             ## the same with the lowest versions that settings.ini allows, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q uv
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e '.[dev]'
+	@touch .venv-lowest/installed .venv-lowest/installed-dev
+	$(MAKE) test BIN=.venv-lowest/bin USE=.venv-lowest/installed DEV=.venv-lowest/installed-dev
+
+# Pages on simulated other machines: make elsewhere [PAGES="nbs/20_drop.ipynb ..."] [MACHINES=10] [TABLE=file.md]
+MACHINES ?= 3
+elsewhere: $(DEV)        ## does what pages claim hold where arithmetic rounds in another way?
+	@$(RUN) python -m tests.elsewhere "$(PAGES)" --machines $(MACHINES) $(if $(TABLE),--table-file $(TABLE))
+
+elsewhere-ci: $(DEV)     ## the same for the pages that assert outcomes of training
+	@$(RUN) python -m tests.elsewhere --training --machines $(MACHINES)
 
 install: $(DEV)          ## .venv for those who change prunelab
 $(BIN)/python:

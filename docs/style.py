@@ -39,7 +39,7 @@ def statement_sizes(src):
     return [statement_size(n) for n in nodes if isinstance(n, ast.stmt) and not isinstance(n, HEADERS)]
 
 def signature_lines(src):
-    "Numbers of the lines where comments are documentation of parameters"
+    "Numbers of the lines before a function's first statement: comments beside code are documentation there"
     defs = [n for n in ast.walk(ast.parse(src)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     return {i for n in defs for i in range(n.lineno, n.body[0].lineno)}
 
@@ -47,11 +47,11 @@ def comments(
     src, # A cell
 ) -> tuple: # (comments, lines that are not blank)
     "Comments that explain code: neither directives nor documentation of parameters"
-    documented = signature_lines(src)
+    signature = signature_lines(src)
     tokens = tokenize.generate_tokens(io.StringIO(src).readline)
     found = [t for t in tokens if t.type == tokenize.COMMENT and not t.string.startswith('#|')]
-    lines = [line for line in src.splitlines() if line.strip()]
-    return sum(t.start[0] not in documented for t in found), len(lines)
+    beside = [t for t in found if t.start[0] in signature and t.line[:t.start[1]].strip()]
+    return len(found) - len(beside), sum(bool(line.strip()) for line in src.splitlines())
 
 def percentile_90(sizes):
     "The smallest size that at least nine of ten do not exceed"

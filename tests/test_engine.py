@@ -1,8 +1,7 @@
 "Units are run once, whatever is killed; a failure leaves no row; the command lists, runs and rehearses."
 import os, subprocess, sys, time
-from dataclasses import replace
 from pathlib import Path
-import pytest, torch
+import torch
 from prunelab.core import weights
 from prunelab.lab.engine import commit, experiments, overview, run
 from prunelab.lab.experiment import Experiment, done, pending, read, rows
@@ -28,33 +27,36 @@ def stepwise(net, seed, steps, state):
     return {'steps': steps}
 
 def experiment(f=count, name='toy/a', params=None, **kwargs):
-    return Experiment(name, f, TINY, {'keep': 1.} if params is None and f is count else params or {}, **kwargs)
-def ran(es, folder, **kwargs): return run(pending(es, folder/'rows'), folder/'rows', folder, 'cpu', say=lambda line: None, **kwargs)
+    if params is None: params = {'keep': 1.} if f is count else {}
+    return Experiment(name, f, TINY, params, **kwargs)
+def ran(es, folder, units=None, say=lambda line: None, **kwargs):
+    units = pending(es, folder/'rows') if units is None else units
+    return run(units, folder/'rows', folder, 'cpu', say=say, **kwargs)
 
 def test_a_unit_with_a_row_is_skipped(tmp_path):
     e = experiment(seeds=(0, 1))
     assert ran([e], tmp_path) == []
     calls.clear()
-    run([(e, 0), (e, 1)], tmp_path/'rows', tmp_path, 'cpu', say=lambda line: None)         # asked for, although the rows are there
+    ran([e], tmp_path, [(e, 0), (e, 1)])                  # asked for, although the rows are there
     assert calls == [] and pending([e], tmp_path/'rows') == []
     assert rows([e], tmp_path/'rows')[['seed', 'seen']].values.tolist() == [[0, 0], [1, 1]]
 
 def test_failures_leave_no_row_and_do_not_stop_the_rest(tmp_path):
     es, said = [experiment(fail, 'toy/fail'), experiment(spoil, 'toy/spoil'), experiment(weight_sum)], []
-    failed = run(pending(es, tmp_path/'rows'), tmp_path/'rows', tmp_path, 'cpu', say=said.append)
+    failed = ran(es, tmp_path, say=said.append)
     assert failed == ['toy/fail, seed 0', 'toy/spoil, seed 0']
     assert any('on purpose' in s for s in said) and any('works on copies' in s for s in said)
     found = read(tmp_path/'rows/toy.jsonl')
     assert [r['identity']['name'] for r in found] == ['toy/a']
-    assert found[0]['result'] == weight_sum(dense(TINY, 0, tmp_path, 'cpu'), 0)            # not the spoilt one
+    assert found[0]['result'] == weight_sum(dense(TINY, 0, tmp_path, 'cpu'), 0)       # not the spoilt one
 
 def test_the_time_that_is_given_is_kept(tmp_path):
-    said = []
-    run([(experiment(), 0)], tmp_path/'rows', tmp_path, 'cpu', deadline=time.monotonic() - 1, say=said.append)
+    said, es = [], [experiment()]
+    ran(es, tmp_path, deadline=time.monotonic() - 1, say=said.append)
     assert not read(tmp_path/'rows/toy.jsonl') and 'time is up' in said[-1]
-    run([(experiment(), 0)], tmp_path/'rows', tmp_path, 'cpu', deadline=time.monotonic() + .05, say=said.append)
-    assert not read(tmp_path/'rows/toy.jsonl') and '1 of 3 epochs' in said[-1]             # it ended within the dense training
-    run([(experiment(), 0)], tmp_path/'rows', tmp_path, 'cpu', say=said.append)
+    ran(es, tmp_path, deadline=time.monotonic() + .05, say=said.append)
+    assert not read(tmp_path/'rows/toy.jsonl') and '1 of 3 epochs' in said[-1]      # of the dense training
+    ran(es, tmp_path)
     assert len(read(tmp_path/'rows/toy.jsonl')) == 1
 
 def test_a_row_says_how_to_get_it_again(tmp_path):
@@ -62,9 +64,12 @@ def test_a_row_says_how_to_get_it_again(tmp_path):
     ran([e], tmp_path)
     row, net = read(tmp_path/'rows/toy.jsonl')[0], dense(TINY, 0, tmp_path, 'cpu')
     assert row['identity'] == e.identity and row['identity']['params'] == {'keep': .5}
-    assert row['dense']['sha256'] == fingerprint(net.learn.model) and row['dense']['test']['n'] == len(net.learn.dls.test.dataset)
-    assert row['machine']['threads'] == torch.get_num_threads() and row['machine']['torch'] == torch.__version__
-    assert {'processor', 'device', 'fastai', 'python'} <= set(row['machine']) and row['seconds'] >= 0 and set(row['commit']) == {'sha', 'clean'}
+    assert row['dense']['sha256'] == fingerprint(net.learn.model)
+    assert row['dense']['test']['n'] == len(net.learn.dls.test.dataset)
+    assert row['machine']['threads'] == torch.get_num_threads()
+    assert row['machine']['torch'] == torch.__version__
+    assert {'processor', 'device', 'fastai', 'python'} <= set(row['machine'])
+    assert row['seconds'] >= 0 and set(row['commit']) == {'sha', 'clean'}
 
 def test_the_commit_is_that_of_the_checkout():
     head = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True)
@@ -81,13 +86,15 @@ def test_the_list_shows_what_it_costs(tmp_path):
     a, b = experiment(minutes=5.), experiment(name='toy/b', minutes=7.)
     ran([a], tmp_path)
     table = overview([a, b], tmp_path/'rows')
-    assert table['done'].tolist() == [1, 0] and table['minutes a unit'].tolist()[0] < 5 and table['minutes a unit'].tolist()[1] == 7
+    measured, expected = table['minutes a unit']
+    assert table['done'].tolist() == [1, 0] and measured < 5 and expected == 7
 
 # The command
 
 def command(*args):
-    return subprocess.run([sys.executable, '-W', 'ignore', '-m', 'prunelab.lab.engine', *args], capture_output=True, text=True,
-                          cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    cmd = [sys.executable, '-W', 'ignore', '-m', 'prunelab.lab.engine', *args]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    return subprocess.run(cmd, capture_output=True, text=True, cwd=ROOT, env=env)
 
 def test_the_command_lists_every_experiment():
     out = command()

@@ -1,10 +1,10 @@
 "What an experiment is and which rows are its own; rows are written whole or not at all."
-import json, subprocess, sys
+import subprocess, sys
 from dataclasses import replace
 from pathlib import Path
-import pandas as pd, pytest, torch
-from prunelab.lab.experiment import (Experiment, append, arguments, check_same_dense, done, old_rows, pending, plain, read,
-                                     rehearsal, rows)
+import pytest, torch
+from prunelab.lab.experiment import (Experiment, append, arguments, check_same_dense, done, old_rows, pending,
+                                     plain, read, rehearsal, rows)
 from prunelab.lab.training import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -15,9 +15,12 @@ def count_under_another_name(net, seed, keep): return {'n': keep}
 def with_default(net, seed, keep=.5): return {}
 def with_state(net, seed, keep, state): return {}
 
-def experiment(run=count, name='toy/a', params={'keep': .5}, **kwargs): return Experiment(name, run, TINY, params, **kwargs)
+def experiment(run=count, name='toy/a', params={'keep': .5}, **kwargs):
+    return Experiment(name, run, TINY, params, **kwargs)
+
 def write(e, results, seed=0, sha='ab', **result):
-    append(results/f'{e.paper}.jsonl', {'identity': e.identity, 'seed': seed, 'result': result, 'dense': {'sha256': sha}, 'seconds': 1})
+    row = {'identity': e.identity, 'seed': seed, 'result': result, 'dense': {'sha256': sha}, 'seconds': 1}
+    append(results/f'{e.paper}.jsonl', row)
 
 # Identity
 
@@ -25,10 +28,14 @@ def test_a_renamed_function_keeps_its_rows(tmp_path):
     write(experiment(), tmp_path, n=1)
     assert list(done(experiment(count_under_another_name), tmp_path)) == [0]
 
-@pytest.mark.parametrize('other', [
-    experiment(params={'keep': .25}), experiment(name='toy/b'), experiment(protocol=3),
-    replace(experiment(), recipe=replace(TINY, lr=.01)), replace(experiment(), recipe=replace(TINY, network='lenet300')),
-    replace(experiment(), recipe=replace(TINY, precision='bf16'))], ids=['parameter', 'name', 'protocol', 'rate', 'network', 'precision'])
+OTHERS = {
+    'parameter': experiment(params={'keep': .25}), 'name': experiment(name='toy/b'),
+    'protocol': experiment(protocol=3),
+    'rate': replace(experiment(), recipe=replace(TINY, lr=.01)),
+    'network': replace(experiment(), recipe=replace(TINY, network='lenet300')),
+    'precision': replace(experiment(), recipe=replace(TINY, precision='bf16'))}
+
+@pytest.mark.parametrize('other', OTHERS.values(), ids=OTHERS)
 def test_what_decides_the_result_decides_the_identity(tmp_path, other):
     write(experiment(), tmp_path, n=1)
     assert not done(other, tmp_path) and pending([other], tmp_path) == [(other, 0)]
@@ -49,7 +56,8 @@ def test_tuples_and_lists_are_one(tmp_path):
     assert done(experiment(params={'keep': [1, 2]}), tmp_path)
 
 @pytest.mark.parametrize('run, params, said', [
-    (count, {}, "missing ['keep']"), (count, {'keep': 1, 'kept': 2}, "unknown ['kept']"), (with_default, {'keep': 1}, 'default values'),
+    (count, {}, "missing ['keep']"), (count, {'keep': 1, 'kept': 2}, "unknown ['kept']"),
+    (with_default, {'keep': 1}, 'default values'),
     (count, {'keep': torch.relu}, 'plain data'), (count, {'keep': float('nan')}, 'plain data')])
 def test_what_is_not_declared_is_refused_at_once(run, params, said):
     with pytest.raises(TypeError) as e: experiment(run, params=params)
@@ -58,9 +66,11 @@ def test_what_is_not_declared_is_refused_at_once(run, params, said):
 def test_the_state_is_no_parameter(): assert arguments(with_state) == {'keep'} and experiment(with_state)
 
 def test_a_rehearsal_is_never_taken_for_the_real_thing(tmp_path):
-    e = Experiment('toy/a', count, Recipe('resnet20', 'cifar10', public=True, epochs=0), {'keep': .5}, seeds=(3, 4))
+    public = Recipe('resnet20', 'cifar10', public=True)
+    e = Experiment('toy/a', count, public, {'keep': .5}, seeds=(3, 4))
     small = rehearsal(e)
-    assert small.identity != e.identity and small.seeds == (3,) and small.recipe.data == 'digits' and not small.recipe.public
+    assert small.identity != e.identity and small.seeds == (3,)
+    assert small.recipe.data == 'digits' and not small.recipe.public
     write(small, tmp_path, seed=3, n=1)
     assert not done(e, tmp_path)
 
@@ -93,7 +103,8 @@ def test_many_writers_lose_nothing(tmp_path):
     code = WRITER.format(root=str(ROOT), file=str(tmp_path/'r.jsonl'))
     writers = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, who]) for who in 'ab']
     assert [p.wait() for p in writers] == [0, 0]
-    assert sorted((r['who'], r['i']) for r in read(tmp_path/'r.jsonl')) == [(w, i) for w in 'ab' for i in range(40)]
+    found = sorted((r['who'], r['i']) for r in read(tmp_path/'r.jsonl'))
+    assert found == [(who, i) for who in 'ab' for i in range(40)]
 
 def test_what_json_does_not_know():
     found = plain({'a': [float('inf'), float('nan'), torch.tensor(1.5)], 2: (torch.tensor([1, 2]), True)})
@@ -104,18 +115,20 @@ def test_the_table_has_parameters_and_results(tmp_path):
     write(e, tmp_path, seed=1, right=7)
     write(e, tmp_path, seed=9, right=8)                       # nobody asked for this seed
     table = rows([e], tmp_path)
-    assert table[['name', 'seed', 'keep', 'right', 'dense', 'protocol']].values.tolist() == [['toy/a', 1, .5, 7, 'ab', 2]]
+    columns = ['name', 'seed', 'keep', 'right', 'dense', 'protocol']
+    assert table[columns].values.tolist() == [['toy/a', 1, .5, 7, 'ab', 2]]
 
 def test_arms_on_two_dense_networks_are_not_compared(tmp_path):
     a, b = experiment(), experiment(name='toy/b')
     write(a, tmp_path, sha='ab')
     write(b, tmp_path, sha='cd')
-    with pytest.raises(ValueError, match='more than one dense network'): check_same_dense(rows([a, b], tmp_path))
+    with pytest.raises(ValueError, match='more than one dense'): check_same_dense(rows([a, b], tmp_path))
     check_same_dense(rows([a], tmp_path))
 
 def test_old_rows_stay_readable_and_say_what_they_are(tmp_path):
-    old = {'name': 'toy/a', 'seed': 0, 'what': {'run': 'count', 'recipe': {}, 'params': {'keep': .5}}, 'result': {'n': 3}, 'seconds': 2, 'device': 'CPU'}
-    append(tmp_path/'toy.jsonl', old)
+    what = {'run': 'count', 'recipe': {}, 'params': {'keep': .5}}
+    old = {'name': 'toy/a', 'seed': 0, 'what': what, 'result': {'n': 3}}
+    append(tmp_path/'toy.jsonl', {**old, 'dense': {}, 'seconds': 2, 'device': 'CPU'})
     write(experiment(), tmp_path, n=4)
     assert old_rows(tmp_path, 'toy')[['keep', 'n', 'protocol']].values.tolist() == [[.5, 3, 1]]
     assert rows([experiment()], tmp_path)['n'].tolist() == [4]

@@ -1,4 +1,5 @@
 "Arms of a comparison: what a description says is what happens, and nothing else differs between two arms."
+from functools import partial
 import pytest, torch
 from fastai.callback.schedule import ParamScheduler, SchedCos
 from prunelab.callbacks import PruneCB
@@ -7,7 +8,7 @@ from prunelab.drop import DropPruning, fading
 from prunelab.extreme import ExtremeValuePruning
 from prunelab.lab import arms
 from prunelab.lab.answers import unpack
-from prunelab.lab.training import Recipe, dense, learner
+from prunelab.lab.training import Recipe, TimeUp, dense, fit, learner
 from prunelab.masks import erk, global_, sparsity, uniform
 from prunelab.schedules import gradual, one_shot
 from prunelab.scores import lamp, magnitude, random_score
@@ -52,7 +53,7 @@ def test_schedules():
     assert arms.make_schedule('once') == one_shot() and arms.make_schedule(GRADUAL) == gradual(0, .6, 5, 3)
 
 def test_a_line_from_its_first_value_to_its_last():
-    assert arms.line(.3, .1, 0) == .3 and arms.line(.3, .1, 1) == .1 and arms.line(.3, .1, .25) == pytest.approx(.25)
+    assert [arms.line(.3, .1, t) for t in (0, .25, 1)] == pytest.approx([.3, .25, .1])
     assert all(arms.line(.1, 0., t) == fading(t) for t in (0, .3, .875, 1))
 
 def test_a_score_and_an_allocation(ws):
@@ -108,13 +109,15 @@ def test_what_is_found_is_what_the_callback_keeps(net, ws, spec):
 def test_shuffling_moves_the_weights_of_one_layer(ws):
     w = ws['fc1.weight']
     one, other = arms.shuffle(w, ('s', 0, 0)), arms.shuffle(w, ('s', 0, 1))
-    assert one.shape == w.shape and torch.equal(one.flatten().sort().values, w.detach().flatten().sort().values)
+    assert one.shape == w.shape
+    assert torch.equal(one.flatten().sort().values, w.detach().flatten().sort().values)
     assert not torch.equal(one, w) and not torch.equal(one, other)
 
 def test_shuffled_blocks_find_what_the_block_size_says():
-    "Rows of ten scales, in blocks of nine: shuffled, and kept with probability q, one weight in ten stays"
+    "Units of many scales, in blocks of nine: shuffled, and kept with probability q, one weight in ten stays"
     gen = torch.Generator('cpu').manual_seed(0)
-    some = {'w': torch.randn(300, 90, generator=gen, device='cpu')*torch.logspace(-1, 1, 300, device='cpu')[:, None]}
+    scales = torch.logspace(-1, 1, 300, device='cpu')[:, None]
+    some = {'w': torch.randn(300, 90, generator=gen, device='cpu')*scales}
     coins = {**GEV, 'low': 0., 'high': 1.}
     assert 1 - sparsity(arms.extreme_found(coins, some, 0, shuffled=True)[1]) == pytest.approx(.1, abs=.02)
     assert 1 - sparsity(arms.extreme_found(coins, some, 0)[1]) > .15
@@ -136,9 +139,11 @@ def test_one_step_of_regrowth():
     m = {'a': torch.tensor([1, 1, 0, 0]).bool(), 'b': torch.tensor([[1, 1, 1, 0]]).bool()}
     g = {'a': torch.tensor([9., 9., .1, -.7]), 'b': torch.tensor([[9., 9., 9., .5]])}
     new = arms.regrown(w, g, m, k=4, returning=1)
-    assert new['a'].tolist() == [True, False, False, True] and new['b'].tolist() == [[False, True, True, False]]
+    assert new['a'].tolist() == [True, False, False, True]
+    assert new['b'].tolist() == [[False, True, True, False]]
     none = arms.regrown(w, g, m, k=2, returning=0)
-    assert none['a'].tolist() == [True, False, False, False] and none['b'].tolist() == [[False, True, False, False]]
+    assert none['a'].tolist() == [True, False, False, False]
+    assert none['b'].tolist() == [[False, True, False, False]]
 
 def test_regrowth_follows_the_schedule_and_brings_weights_back(net, ws):
     seen, learn = [], net.again()
@@ -163,8 +168,8 @@ def test_regrowth_follows_the_schedule_and_brings_weights_back(net, ws):
 def right(model, dl):
     "Answers, written out"
     model.eval()
-    with torch.no_grad():
-        return torch.cat([model(x.as_subclass(torch.Tensor)).argmax(1) == y.as_subclass(torch.Tensor) for x, y in dl])
+    plain = ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in dl)
+    with torch.no_grad(): return torch.cat([model(x).argmax(1) == y for x, y in plain])
 
 def by_hand(net, cb, epochs=2, lr=.02):
     "An arm in fastai's words: (right before, right after) on the test images, and the sparsity"
@@ -188,7 +193,8 @@ def hands(ws):
             'extreme': (GEV, lambda: ExtremeValuePruning(9, .1, .9, kernel=False, least=60, seed=1)),
             'drop': ({**DROP, 'value': 'dropped', 'back to': 0., 'exact': False, 'allocation': 'global'},
                      lambda: DropPruning(.8, away=.9, back=fading, schedule=five, seed=1)),
-            'magnitude': ({**once('magnitude'), 'schedule': GRADUAL}, lambda: PruneCB(.8, schedule=five, seed=1))}
+            'magnitude': ({**once('magnitude'), 'schedule': GRADUAL},
+                          lambda: PruneCB(.8, schedule=five, seed=1))}
 
 @pytest.mark.parametrize('name', ['dense', 'LAMP', 'random', 'noise', 'extreme', 'drop', 'magnitude'])
 def test_an_arm_is_what_it_is_by_hand(net, ws, name):
@@ -197,7 +203,8 @@ def test_an_arm_is_what_it_is_by_hand(net, ws, name):
     r = arms.trained(net, 1, spec, .8, [], 2, .02)
     before, after, p = by_hand(net, make())
     assert r['sparsity'] == p and torch.equal(unpack(r['after']['test']['bits']), after)
-    assert r['after']['test']['n'] == len(net.learn.dls.test.dataset) != 200 and r['after']['valid']['n'] == 200
+    assert r['after']['test']['n'] == len(net.learn.dls.test.dataset) == 360
+    assert r['after']['valid']['n'] == 200
     assert r['after']['test']['right'] == int(after.sum())
     if name in ('drop', 'magnitude'): assert r['before'] is None
     else: assert torch.equal(unpack(r['before']['test']['bits']), before)
@@ -219,7 +226,8 @@ def test_no_batch_of_the_dense_training_comes_again_in_its_place(net):
     old = [next(iter(fresh))[1].tolist() for _ in range(TINY.epochs)]
     ours = net.again().dls.train
     new = [next(iter(ours))[1].tolist() for _ in range(2)]
-    assert not any(a == b for a in old for b in new) and new == [next(iter(fresh))[1].tolist() for _ in range(2)]
+    assert not any(a == b for a in old for b in new)
+    assert new == [next(iter(fresh))[1].tolist() for _ in range(2)]
 
 def test_moves_are_told_for_drop_pruning_alone(net, ws):
     spec = hands(ws)['drop'][0]
@@ -240,6 +248,16 @@ def test_rivals_keep_as_many_weights_as_the_rule(net):
 def test_seeds_do_not_share_initial_weights():
     a, b = (learner(TINY, seed, 'cpu').model.fc1.weight for seed in (0, 1))
     assert not torch.equal(a, b) and torch.equal(a, learner(TINY, 0, 'cpu').model.fc1.weight)
+
+@pytest.mark.parametrize('name', ['dense', 'LAMP', 'noise', 'extreme', 'drop', 'regrow'])
+def test_a_unit_that_was_stopped_goes_on(net, ws, tmp_path, monkeypatch, name):
+    "Stopped after its first epoch and begun again, an arm ends where an undisturbed one ends"
+    spec = REGROW if name == 'regrow' else hands(ws)[name][0]
+    whole = arms.trained(net, 1, spec, .8, [], 2, .02)
+    with monkeypatch.context() as m:
+        m.setattr(arms, 'fit', partial(fit, deadline=0.))
+        with pytest.raises(TimeUp): arms.trained(net, 1, spec, .8, [], 2, .02, tmp_path/'state')
+    assert arms.trained(net, 1, spec, .8, [], 2, .02, tmp_path/'state') == whole
 
 def test_epochs_rate_and_state_are_handed_on(net, monkeypatch, tmp_path):
     "Every arm gets the epochs and the rate that it declares, the dense control too"

@@ -410,7 +410,8 @@ def test_a_damaged_network_is_named(tmp_path, damage):
     if damage == 'empty': data = b''
     if damage == 'bit': data[data.find(net.learn.model.fc1.weight.detach().numpy().tobytes()[:64])] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ValueError, match=f'{file.name} is damaged.*delete it'): dense(TINY, 0, tmp_path, 'cpu')
+    with pytest.raises(ValueError, match=f'{file.name} is damaged.*delete it'):
+        dense(TINY, 0, tmp_path, 'cpu')
 
 def test_a_public_network_is_read_and_not_trained(tmp_path, monkeypatch):
     "With weights and images made here: the file's weights, normalised as they were trained, and their facts"

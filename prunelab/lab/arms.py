@@ -9,7 +9,7 @@ __all__ = ['SCORES', 'ALLOCATIONS', 'POOLS', 'CHOICES', 'LAWS', 'BUILDERS', 'che
            'extreme_found', 'target_sparsity', 'make_allocation', 'regrown', 'Regrow', 'by_score', 'by_regrowth',
            'by_drop', 'threshold', 'by_noise', 'by_extremes', 'make_pruner', 'counted', 'described', 'trained']
 
-# %% ../../nbs/lab/30_arms.ipynb #ba1fbf47
+# %% ../../nbs/lab/30_arms.ipynb #arm00003
 from functools import partial
 
 import torch
@@ -28,14 +28,14 @@ from ..scores import lamp, magnitude, random_score
 from ..stochastic import StochasticPruning, best, median
 from ..tails import fit_gev, fit_gumbel
 
-# %% ../../nbs/lab/30_arms.ipynb #ff086459
+# %% ../../nbs/lab/30_arms.ipynb #arm00008
 SCORES = {'magnitude': magnitude, 'LAMP': lamp, 'random': random_score}
-ALLOCATIONS = {'global': global_, 'uniform': uniform, 'ERK': erk}
+ALLOCATIONS = {'global': global_, 'uniform': uniform, 'ERK': erk} # how layers share the total
 POOLS = {'follow': follow, 'beyond': beyond, 'fraction': fraction} # how many survivors are unimportant
-CHOICES = {'best': best, 'median': median} # of a population
+CHOICES = {'best': best, 'median': median} # of a population, by its accuracy on validation images
 LAWS = {'GEV': fit_gev, 'Gumbel': fit_gumbel} # of block maxima
 
-# %% ../../nbs/lab/30_arms.ipynb #44070aff
+# %% ../../nbs/lab/30_arms.ipynb #arm00010
 def check_keys(
     spec:dict, # A description
     *keys, # Those that its reader uses
@@ -46,7 +46,7 @@ def check_keys(
         raise ValueError(f'a description of {spec.get("method", "this")!r} has the keys {list(keys)}; '
                          f'{missing} are missing and nobody reads {unread}')
 
-# %% ../../nbs/lab/30_arms.ipynb #b7e76dc6
+# %% ../../nbs/lab/30_arms.ipynb #arm00013
 def make_schedule(
     spec, # 'once', or {'start', 'end', 'steps', 'power'}: see `gradual`
 ):
@@ -55,7 +55,7 @@ def make_schedule(
     check_keys(spec, 'start', 'end', 'steps', 'power')
     return gradual(spec['start'], spec['end'], spec['steps'], spec['power'])
 
-# %% ../../nbs/lab/30_arms.ipynb #1e033017
+# %% ../../nbs/lab/30_arms.ipynb #arm00016
 def line(
     start:float, # Value at t = 0
     end:float, # Value at t = 1
@@ -64,7 +64,7 @@ def line(
     "A straight line over progress"
     return start*(1 - t) + end*t
 
-# %% ../../nbs/lab/30_arms.ipynb #12f10788
+# %% ../../nbs/lab/30_arms.ipynb #arm00019
 def shuffle(
     w:torch.Tensor, # A weight
     seed, # Several seeds, see `generator`
@@ -73,13 +73,14 @@ def shuffle(
     order = torch.randperm(w.numel(), generator=generator(seed, w.device), device=w.device)
     return w.detach().flatten()[order].view_as(w)
 
+# %% ../../nbs/lab/30_arms.ipynb #arm00021
 def extreme_found(
     spec:dict, # Description of an extreme-value rule: b, kernel, low, high, law, small, least
     ws:dict, # {name: weight}
     seed:int, # Of the random numbers
     shuffled:bool=False, # Fit the laws to shuffled weights?
 ) -> tuple: # ({name: `Fitted`}, {name: bool mask})
-    "The laws of the layers and the masks that `ExtremeValuePruning` would find"
+    "The laws of the layers, and the masks that `ExtremeValuePruning` would find"
     check_keys(spec, 'method', 'b', 'kernel', 'low', 'high', 'law', 'small', 'least')
     seen = ws
     if shuffled: seen = {n: shuffle(w, ('shuffled blocks', seed, i)) for i, (n, w) in enumerate(ws.items())}
@@ -88,7 +89,7 @@ def extreme_found(
     keep = {n: f.q(ws[n]) for n, f in fits.items()}
     return fits, extreme_masks(keep, spec['low'], spec['high'], (seed, 0))
 
-# %% ../../nbs/lab/30_arms.ipynb #b4d3c28e
+# %% ../../nbs/lab/30_arms.ipynb #arm00026
 def target_sparsity(
     spec, # A number in [0,1), or the description of an extreme-value rule
     ws:dict, # {name: weight} of the dense network
@@ -97,7 +98,7 @@ def target_sparsity(
     "The sparsity itself, or the one that the rule finds"
     return sparsity(extreme_found(spec, ws, seed)[1]) if isinstance(spec, dict) else spec
 
-# %% ../../nbs/lab/30_arms.ipynb #08ac9e73
+# %% ../../nbs/lab/30_arms.ipynb #arm00029
 def make_allocation(
     spec, # A name in `ALLOCATIONS`, or {'layers of': description of an extreme-value rule}
     ws:dict, # {name: weight} of the dense network
@@ -109,7 +110,7 @@ def make_allocation(
     masks = extreme_found(spec['layers of'], ws, seed)[1]
     return partial(layerwise, fractions={n: sparsity({n: m}) for n, m in masks.items()})
 
-# %% ../../nbs/lab/30_arms.ipynb #8d0833fa
+# %% ../../nbs/lab/30_arms.ipynb #arm00032
 def regrown(
     ws:dict, # {name: weight}, masked ones are 0
     gradients:dict, # {name: gradient} at these weights
@@ -123,7 +124,7 @@ def regrown(
     stay, back = keep_top(size, k - returning), keep_top(pull, returning)
     return {n: stay[n] | back[n] for n in ws}
 
-# %% ../../nbs/lab/30_arms.ipynb #600dcfbc
+# %% ../../nbs/lab/30_arms.ipynb #arm00035
 class Regrow(PruneCB):
     "Gradual magnitude pruning in which pruned weights return by gradient, as in RigL (Evci et al. 2020)"
     def __init__(self,
@@ -134,8 +135,10 @@ class Regrow(PruneCB):
         super().__init__(sparsity, **kwargs)
         self.grow = grow
 
+# %% ../../nbs/lab/30_arms.ipynb #arm00036
 @patch
 def propose(self:Regrow, t):
+    "The smallest leave, and `grow(t)` of the pruned weights return with the value 0"
     ws = self.weights()
     masks = {n: self.masks[n].to(w.device) for n, w in ws.items()}
     n = sum(m.numel() for m in masks.values())
@@ -143,24 +146,27 @@ def propose(self:Regrow, t):
     returning = 0 if t == 1 else round(self.grow(t)*pruned)
     goal = kept(n, self.start + (self.target - self.start)*t)
     gradients = gradient(ws, get_model(self.learn.model), self.batch(), self.learn.loss_func)
-    return regrown(ws, gradients, masks, goal, returning)
+    plain = {n: g.as_subclass(torch.Tensor) for n, g in gradients.items()}   # fastai's losses make TensorBase
+    return regrown(ws, plain, masks, goal, returning)
 
-# %% ../../nbs/lab/30_arms.ipynb #cec2d8b4
+# %% ../../nbs/lab/30_arms.ipynb #arm00039
 def by_score(spec, sparsity, ws, seed, exclude):
     "Once or gradually, by a score and an allocation"
     check_keys(spec, 'method', 'score', 'allocation', 'schedule')
     return PruneCB(sparsity, score=SCORES[spec['score']],
-                   budget=make_allocation(spec['allocation'], ws, seed), schedule=make_schedule(spec['schedule']),
-                   exclude=exclude, seed=seed)
+                   budget=make_allocation(spec['allocation'], ws, seed),
+                   schedule=make_schedule(spec['schedule']), exclude=exclude, seed=seed)
 
+# %% ../../nbs/lab/30_arms.ipynb #arm00042
 def by_regrowth(spec, sparsity, ws, seed, exclude):
     "Gradually by magnitude; pruned weights return by gradient"
     check_keys(spec, 'method', 'grow', 'grow to', 'schedule')
     return Regrow(sparsity, partial(line, spec['grow'], spec['grow to']),
                   schedule=make_schedule(spec['schedule']), exclude=exclude, seed=seed)
 
+# %% ../../nbs/lab/30_arms.ipynb #arm00045
 def by_drop(spec, sparsity, ws, seed, exclude):
-    "Paper 2: away with one probability, back with another one that changes from `back` to `back to`"
+    "Away with one probability, back with another one that changes from `back` to `back to`"
     check_keys(spec, 'method', 'away', 'back', 'back to', 'value', 'pool', 'exact', 'score', 'allocation',
                'schedule')
     return DropPruning(sparsity, away=spec['away'], back=partial(line, spec['back'], spec['back to']),
@@ -168,7 +174,7 @@ def by_drop(spec, sparsity, ws, seed, exclude):
                        score=SCORES[spec['score']], budget=make_allocation(spec['allocation'], ws, seed),
                        schedule=make_schedule(spec['schedule']), exclude=exclude, seed=seed)
 
-# %% ../../nbs/lab/30_arms.ipynb #82df8370
+# %% ../../nbs/lab/30_arms.ipynb #arm00048
 def threshold(
     ws:dict, # {name: weight}
     sparsity:float, # Fraction removed of all weights together
@@ -176,8 +182,9 @@ def threshold(
     "The smallest magnitude that global pruning keeps"
     return kth_largest(magnitude(ws), kept(sum(w.numel() for w in ws.values()), sparsity))[0]
 
+# %% ../../nbs/lab/30_arms.ipynb #arm00050
 def by_noise(spec, sparsity, ws, seed, exclude):
-    "Paper 1: of several noisy and pruned members one is chosen on the validation images"
+    "Of several noisy and pruned members one is chosen on the validation images"
     check_keys(spec, 'method', 'sigma', 'unit', 'kind', 'members', 'choose', 'score', 'allocation')
     if spec['unit'] not in ('weight', 'threshold'):
         raise ValueError(f"the unit of sigma is 'weight' or 'threshold', got {spec['unit']!r}")
@@ -186,18 +193,20 @@ def by_noise(spec, sparsity, ws, seed, exclude):
                              kind=spec['kind'], score=SCORES[spec['score']],
                              budget=make_allocation(spec['allocation'], ws, seed), exclude=exclude, seed=seed)
 
-# %% ../../nbs/lab/30_arms.ipynb #2cb99196
+# %% ../../nbs/lab/30_arms.ipynb #arm00053
 def by_extremes(spec, sparsity, ws, seed, exclude):
-    "Paper 3: once, with the sparsity that the rule finds"
+    "Once, with the sparsity that the rule finds"
     check_keys(spec, 'method', 'b', 'kernel', 'low', 'high', 'law', 'small', 'least')
     return ExtremeValuePruning(spec['b'], spec['low'], spec['high'], fit=LAWS[spec['law']],
                                small=spec['small'], kernel=spec['kernel'], least=spec['least'],
                                exclude=exclude, seed=seed)
 
-BUILDERS = {'score': by_score, 'regrow': by_regrowth, 'drop': by_drop, 'noise': by_noise, 'extreme': by_extremes}
+# %% ../../nbs/lab/30_arms.ipynb #arm00056
+BUILDERS = {'score': by_score, 'regrow': by_regrowth, 'drop': by_drop, 'noise': by_noise,
+            'extreme': by_extremes}
 
 def make_pruner(
-    spec:dict, # Description; its 'method' is a key of `BUILDERS`, see there for the others
+    spec:dict, # Description; its 'method' is a key of `BUILDERS`, which decides about the other keys
     sparsity:float, # Fraction removed of the weights that are not excluded
     ws:dict, # {name: weight} of the dense network, without the excluded ones
     seed:int, # Of every draw
@@ -208,7 +217,7 @@ def make_pruner(
         raise ValueError(f"there is no method {spec['method']!r}; choose from {list(BUILDERS)}")
     return BUILDERS[spec['method']](spec, sparsity, ws, seed, tuple(exclude))
 
-# %% ../../nbs/lab/30_arms.ipynb #f3cea174
+# %% ../../nbs/lab/30_arms.ipynb #arm00059
 def counted(
     learn, # A `Learner`
 ) -> dict: # valid: counts; test: counts, and a bit for each image
@@ -216,17 +225,19 @@ def counted(
     return {'valid': tally(answers(learn.model, learn.dls.valid), bits=False),
             'test': tally(answers(learn.model, learn.dls.test))}
 
+# %% ../../nbs/lab/30_arms.ipynb #arm00062
 def described(
     cb, # A `PruneCB` after training, or None
 ) -> dict: # sparsity; kept: {name: [kept, of]}; for drop pruning the numbers of moves
     "What a callback left"
     if cb is None: return {'sparsity': 0., 'kept': {}}
-    kept = {n: [int(m.sum()), m.numel()] for n, m in cb.masks.items()}
-    out = {'sparsity': sparsity(cb.masks), 'kept': kept}
+    counts = {n: [int(m.sum()), m.numel()] for n, m in cb.masks.items()}
+    out = {'sparsity': sparsity(cb.masks), 'kept': counts}
     if isinstance(cb, DropPruning):
         out['moves'] = {k: int(v) for k, v in cb.flips[['left', 'returned', 'stayed']].sum().items()}
     return out
 
+# %% ../../nbs/lab/30_arms.ipynb #arm00065
 def trained(
     net, # `Dense`
     seed:int, # Of every draw of the pruner

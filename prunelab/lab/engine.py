@@ -8,10 +8,9 @@ Docs: https://prunelab.github.io/prunelab/lab/engine.html.md"""
 __all__ = ['commit', 'measure', 'duration', 'unit_id', 'run', 'one_unit', 'experiments', 'overview', 'main']
 
 # %% ../../nbs/lab/50_engine.ipynb #eng00003
-import subprocess, sys, tempfile, time, traceback
+import inspect, json, subprocess, sys, tempfile, time, traceback
 from datetime import date
 from hashlib import sha256
-import inspect, json
 from pathlib import Path
 
 import pandas as pd, torch

@@ -12,7 +12,6 @@ __all__ = ['PROTOCOL', 'Experiment', 'arguments', 'rehearsal', 'plain', 'append'
 import difflib, inspect, json, os
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from hashlib import sha256
 from math import isfinite
 from pathlib import Path
 from typing import Callable
@@ -28,9 +27,9 @@ PROTOCOL = 2
 class Experiment:
     "One cell of a table, as data"
     name: str # 'paper/network-data/what'; its rows are in the file named before the first slash
-    run: Callable # `(net:Dense, seed, **params)` gives plain numbers, lists and dicts; with an argument `state`, a path for what it has so far
+    run: Callable # `(net:Dense, seed, **params)` gives plain data; a `state`, if it takes one, is a path
     recipe: Recipe # Of the dense network
-    params: dict = field(default_factory=dict) # Everything else that decides the result: plain data for each argument of `run`
+    params: dict = field(default_factory=dict) # All else that decides the result, as plain data
     seeds: tuple = (0,) # Each is one unit; it decides the dense network and every draw
     claim: dict = field(default_factory=dict) # What the paper says
     minutes: float = None # Of one unit on two CPU cores, as measured; None if nobody measured it
@@ -41,10 +40,12 @@ class Experiment:
     def __post_init__(self):
         wanted = arguments(self.run)
         if wanted != set(self.params):
-            raise TypeError(f'{self.name}: declare every argument of its function: missing {sorted(wanted - set(self.params))}, '
-                            f'unknown {sorted(set(self.params) - wanted)}')
+            missing, unknown = sorted(wanted - set(self.params)), sorted(set(self.params) - wanted)
+            raise TypeError(f'{self.name}: declare every argument of its function: '
+                            f'missing {missing}, unknown {unknown}')
         try: json.dumps(self.params, allow_nan=False)
-        except (TypeError, ValueError) as e: raise TypeError(f'{self.name}: parameters are plain data (numbers, strings, lists, dicts): {e}') from e
+        except (TypeError, ValueError) as e:
+            raise TypeError(f'{self.name}: parameters are plain data (numbers, strings, lists, dicts)') from e
 
     @property
     def paper(self) -> str: # The file of its rows is called so
@@ -54,24 +55,28 @@ class Experiment:
     @property
     def identity(self) -> dict: # Plain data
         "What decides whether a row is a row of this experiment"
-        return json.loads(json.dumps({'name': self.name, 'protocol': self.protocol, 'recipe': self.recipe.identity, 'params': self.params}))
+        declared = {'name': self.name, 'protocol': self.protocol,
+                    'recipe': self.recipe.identity, 'params': self.params}
+        return json.loads(json.dumps(declared))           # as it is read back from a file: lists for tuples
 
 def arguments(run) -> set: # Of names
-    "What a function of an experiment takes besides the network, the seed and its state; `TypeError` if one has a default"
+    "What an experiment's function takes besides network, seed and state; `TypeError` for a default value"
     taken = list(inspect.signature(run).parameters.values())[2:]
     hidden = [p.name for p in taken if p.default is not p.empty and p.name != 'state']
-    if hidden: raise TypeError(f'{hidden} have default values: an experiment declares all of its parameters')
+    if hidden: raise TypeError(f'{hidden} have default values: an experiment declares all parameters')
     return {p.name for p in taken} - {'state'}
 
 # %% ../../nbs/lab/11_experiment.ipynb #exp00019
 def rehearsal(
     e:Experiment,
 ) -> Experiment: # Another identity, so its rows can never be taken for real ones
-    "The same code in seconds: digits, few epochs, a narrow network, one seed, other parameters as `tiny` says"
-    small = {'data': 'digits', 'epochs': min(e.recipe.epochs, 2), 'valid': 200, 'n_train': 256, 'bs': 32, 'size': 32, 'public': False}
+    "The same code in seconds: digits, few epochs, a narrow network, one seed, and what `tiny` says"
+    small = {'data': 'digits', 'epochs': min(e.recipe.epochs, 2), 'public': False,
+             'valid': 200, 'n_train': 256, 'bs': 32, 'size': 32}
     if not e.recipe.network.startswith('lenet'): small['width'] = .07
-    if e.recipe.public: small['epochs'] = 1                          # there is no public network of this width
-    return replace(e, recipe=replace(e.recipe, **small), params={**e.params, **e.tiny}, seeds=e.seeds[:1], gpu=False)
+    if e.recipe.public: small['epochs'] = 1            # there is no public network of this width
+    params = {**e.params, **e.tiny}
+    return replace(e, recipe=replace(e.recipe, **small), params=params, seeds=e.seeds[:1], gpu=False)
 
 # %% ../../nbs/lab/11_experiment.ipynb #exp00022
 def plain(x):
@@ -141,11 +146,13 @@ def pending(
 def rows(
     experiments:list,
     results, # Folder of rows
-) -> pd.DataFrame: # One row per finished unit: name, seed, parameters, what was found, dense (SHA-256), seconds, protocol
+) -> pd.DataFrame: # Per unit name, seed, parameters, what was found, dense (SHA-256), seconds, protocol
     "What was measured, under the protocol of today"
-    found = [{'name': e.name, 'seed': seed, **e.params, **r['result'], 'dense': r['dense']['sha256'], 'seconds': r['seconds'],
-              'protocol': e.protocol} for e in experiments for seed, r in done(e, results).items()]
-    return pd.DataFrame(found)
+    def line(e, seed, r):
+        about = {'dense': r['dense']['sha256'], 'seconds': r['seconds'], 'protocol': e.protocol}
+        return {'name': e.name, 'seed': seed, **e.params, **r['result'], **about}
+    found = [line(e, seed, r) for e in experiments for seed, r in done(e, results).items()]
+    return pd.DataFrame(found, columns=None if found else ['name', 'seed', 'dense', 'seconds', 'protocol'])
 
 def check_same_dense(
     table:pd.DataFrame, # With columns `seed` and `dense`, as from `rows`
@@ -154,15 +161,20 @@ def check_same_dense(
     "`ValueError` if arms that are to be compared started from different networks"
     networks = table.groupby(list(by))['dense'].nunique()
     mixed = networks[networks > 1]
-    if len(mixed): raise ValueError(f'rows of {list(mixed.index)} start from more than one dense network: measure the whole block on one machine')
+    if len(mixed):
+        raise ValueError(f'rows of {list(mixed.index)} start from more than one dense network: '
+                         'measure the whole block on one machine')
 
 # %% ../../nbs/lab/11_experiment.ipynb #exp00034
 def old_rows(
     results, # Folder of rows
     paper:str, # 'stochastic', 'drop' or 'extreme'
     only:str='*', # Names, as a glob
-) -> pd.DataFrame: # One row per finished unit: name, seed, parameters, what was found, seconds, device, protocol (1)
+) -> pd.DataFrame: # Per unit: name, seed, parameters, what was found, dense (facts), seconds, device, protocol (1)
     "What was measured before rows had an identity"
-    found = [r for r in read(Path(results)/f'{paper}.jsonl') if 'identity' not in r and fnmatch(r['name'], only)]
-    return pd.DataFrame([{'name': r['name'], 'seed': r['seed'], **r['what']['params'], **r['result'], 'seconds': r['seconds'],
-                          'device': r['device'], 'protocol': 1} for r in found])
+    def line(r):
+        about = {'dense': r['dense'], 'seconds': r['seconds'], 'device': r['device'], 'protocol': 1}
+        return {'name': r['name'], 'seed': r['seed'], **r['what']['params'], **r['result'], **about}
+    every = read(Path(results)/f'{paper}.jsonl')
+    found = [line(r) for r in every if 'identity' not in r and fnmatch(r['name'], only)]
+    return pd.DataFrame(found, columns=None if found else ['name', 'seed', 'dense', 'seconds', 'device', 'protocol'])

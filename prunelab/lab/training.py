@@ -9,7 +9,7 @@ __all__ = ['CONSTANTS', 'LAWS', 'sgd', 'Recipe', 'learner', 'Bfloat16', 'write',
            'fit', 'fingerprint', 'machine', 'Dense', 'dense']
 
 # %% ../../nbs/lab/10_training.ipynb #c0960813
-import json, os, platform, time, warnings
+import ctypes, json, os, platform, sys, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -263,6 +263,15 @@ def line(self:Keep, done, pace):
     return (f'  epoch {done} of {self.n_epoch}, {clock(left)} left, {rate:,.0f} images a second, '
             f'training loss {float(self.learn.smooth_loss):.3f}')
 
+# %% ../../nbs/lab/10_training.ipynb #88743015
+@cache    # once in a process
+def _keep_memory():
+    "Ask glibc to keep up to 1 GiB of freed memory for the next step"
+    libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
+    if not hasattr(libc, 'mallopt'): return      # another system, or another C library
+    trim_threshold, mmap_threshold = -1, -3      # as in malloc.h
+    for option in (trim_threshold, mmap_threshold): libc.mallopt(option, 2**30)
+
 # %% ../../nbs/lab/10_training.ipynb #454ab5f4
 class TrainOnly(Callback):
     "Leaves out the validation after each epoch"
@@ -284,6 +293,7 @@ def fit(
     say=None, # Function that shows a line of progress
 ) -> float: # Seconds of training in all
     "Train to the end, from the beginning or from what `state` holds"
+    _keep_memory()
     learn.create_opt()
     keep = Keep(state, pruner, _setup(epochs, lr, pruner), every, deadline, say)
     if state and Path(state).exists(): _go_on(learn, keep, read(state, learn.dls.device))
