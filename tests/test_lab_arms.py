@@ -48,8 +48,9 @@ def test_every_key_of_a_description_is_read_and_needed(spec, ws):
             arms.make_pruner({n: v for n, v in spec.items() if n != k}, .5, ws, 0)
 
 @pytest.mark.parametrize('spec, what', [
-    ({**once('LAMB')}, "'LAMB'.*'LAMP'"), ({**DROP, 'pool': 'x'}, 'pool.*follow'), ({**RULE, 'law': 'x'}, 'law.*GEV'),
-    ({**NOISE, 'choose': 'x'}, 'choice.*median'), ({**DROP, 'allocation': 'x'}, 'allocation.*ERK')])
+    (once('LAMB'), "'LAMB'.*'LAMP'"), ({**RULE, 'law': 'x'}, 'law.*GEV'),
+    ({**NOISE, 'choose': 'x'}, 'choice.*median'),
+    ({**DROP, 'pool': 'x'}, 'pool.*follow'), ({**DROP, 'allocation': 'x'}, 'allocation.*ERK')])
 def test_an_unknown_name_says_which_there_are(ws, spec, what):
     with pytest.raises(ValueError, match=what): arms.make_pruner(spec, .5, ws, 0)
 

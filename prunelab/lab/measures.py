@@ -93,7 +93,7 @@ def threshold(
 ) -> float: # τ, in the unit of the weights
     "The smallest magnitude that global magnitude pruning keeps"
     n = sum(w.numel() for w in ws.values())
-    return kth_largest(magnitude(ws), kept(n, gamma))[0]
+    return kth_largest(magnitude(ws), kept(n, gamma)).value
 
 def absolute_sigma(
     ws:dict, # {name: weight}
