@@ -83,7 +83,8 @@ def test_the_short_network_has_the_papers_product():
     "Learning rate × decay × steps; both are trained in bfloat16 at full width"
     paper, decayed, short = (r.lr*r.wd*r.epochs for r in (PAPER, DECAYED, SHORT))
     assert decayed == pytest.approx(paper) and paper == pytest.approx(12.5*short)
-    assert {(r.network, r.precision, r.width) for r in (PAPER, DECAYED, SHORT)} == {('resnet18', 'bf16', None)}
+    kinds = {(r.network, r.precision, r.width) for r in (PAPER, DECAYED, SHORT)}
+    assert kinds == {('resnet18', 'bf16', None)}
 
 # The paper's claims
 

@@ -177,12 +177,12 @@ def public_recipe(
     return Recipe(network, 'cifar10', epochs=0, public=True)
 
 def public_experiments() -> list: # Of `Experiment`
-    "ResNet-20, then ResNet-56, which takes three times as long"
+    "ResNet-20, then ResNet-56, which takes 2.6 times as long"
     small = public_one_shot() + public_reasons((.1, .2), 10) + public_rivals()
     small += fronts(60, [1e-3, 5e-2], (NSGA,), ('F1', 'F2'), 40.)
     large = public_one_shot() + public_reasons((.1,), 5) + public_rivals()
     return [*experiments_of('resnet20-cifar10', public_recipe('resnet20'), small),
-            *experiments_of('resnet56-cifar10', public_recipe('resnet56'), large, 3.1)]
+            *experiments_of('resnet56-cifar10', public_recipe('resnet56'), large, 2.6)]
 
 # %% ../../nbs/lab/31_stochastic.ipynb #31a00024
 PAPER = Recipe('resnet18', 'cifar10', precision='bf16')               # 200 epochs
@@ -237,8 +237,8 @@ def decay_tuned(
 # %% ../../nbs/lab/31_stochastic.ipynb #31a00029
 def decay_experiments() -> list: # Of `Experiment`
     "ResNet-18 with the paper's decay, and with the paper's product"
-    return [*experiments_of('resnet18-cifar10-decayed', DECAYED, decay_cell()),
-            *experiments_of('resnet18-cifar10-short', SHORT, decay_cell())]
+    return [*experiments_of('resnet18-cifar10-decayed', DECAYED, decay_cell(), .6),
+            *experiments_of('resnet18-cifar10-short', SHORT, decay_cell(), .6)]
 
 # %% ../../nbs/lab/31_stochastic.ipynb #31a00032
 CLAIMS = '''
