@@ -82,6 +82,7 @@ def add(self:HoldMasks,
         raise ValueError(f'{unknown} are no weights of the model; choose from {list(ws)}')
     for n in names: self.masks.setdefault(n, torch.ones_like(ws[n], dtype=torch.bool))
 
+# %% ../nbs/05b_hold.ipynb #5bho1d25
 @patch
 def set_masks(self:HoldMasks,
     masks:dict, # {name: bool tensor of the weight's shape, True = kept}
