@@ -2,49 +2,85 @@
 # Both start from nothing but make, Python >= 3.11 and a package registry.
 PYTHON ?= python3
 BIN    := .venv/bin
-STAMP  := .venv/installed
+# Two stamps for one .venv: what the demo needs, and the same with all that tests, pages, website and releases need
+USE    := .venv/installed
+DEV    := .venv/installed-dev
 RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: demo test install config export nbs readme docs docs-serve hooks bench clean
+.PHONY: demo test test-lowest elsewhere elsewhere-ci install config export nbs readme docs docs-serve lint style hooks dist bench clean
+.NOTPARALLEL:
 
-demo: $(STAMP)           ## train on digits, prune with every method, print the table, save the figure
+demo: $(USE)             ## train on digits, prune with every method, print the table, save the figure
 	@$(RUN) python -m prunelab.lab.demo
 
-test: $(STAMP)           ## generated files agree with their sources, every notebook runs, every test passes
+test: $(DEV)             ## generated files agree with their sources, every notebook runs, every test passes
 	$(RUN) pytest -q tests/test_project.py
 	$(RUN) OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
 	$(RUN) pytest -q tests --ignore tests/test_project.py
 
-install: $(STAMP)
-$(STAMP): settings.ini pyproject.toml
+test-lowest:             ## the same with the lowest versions that settings.ini allows, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q uv
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e '.[dev]'
+	@touch .venv-lowest/installed .venv-lowest/installed-dev
+	$(MAKE) test BIN=.venv-lowest/bin USE=.venv-lowest/installed DEV=.venv-lowest/installed-dev
+
+# Pages on simulated other machines: make elsewhere [PAGES="nbs/20_drop.ipynb ..."] [MACHINES=10] [TABLE=file.md]
+MACHINES ?= 3
+elsewhere: $(DEV)        ## does what pages claim hold where arithmetic rounds in another way?
+	@$(RUN) python -m tests.elsewhere "$(PAGES)" --machines $(MACHINES) $(if $(TABLE),--table-file $(TABLE))
+
+elsewhere-ci: $(DEV)     ## the same for the pages that assert outcomes of training
+	@$(RUN) python -m tests.elsewhere --training --machines $(MACHINES)
+
+install: $(DEV)          ## .venv for those who change prunelab
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "prunelab needs Python 3.11 or newer, this is %s: make PYTHON=python3.12" % sys.version.split()[0]'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -e '.[dev]'
+$(USE): settings.ini pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e .
 	@touch $@
+$(DEV): settings.ini pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $(USE) $@
 
-config: $(STAMP)         ## pyproject.toml and the version, from settings.ini
-	$(RUN) nbdev-migrate-config
+# Not `config: $(DEV)`: that would first install what the old pyproject.toml asks for
+config:                  ## pyproject.toml, the version and the address on every page, from settings.ini
+	@test -e $(DEV) || $(MAKE) --no-print-directory $(DEV)
+	$(RUN) python docs/config.py
 
-export: $(STAMP)         ## notebooks -> prunelab/*.py
+export: $(DEV)           ## notebooks -> prunelab/**/*.py
 	$(RUN) nbdev-export
 
-nbs: $(STAMP)            ## run notebooks in a real kernel and keep clean outputs: make nbs [NBS="nbs/00_core.ipynb ..."]
+nbs: $(DEV)              ## run notebooks in a real kernel and keep clean outputs: make nbs [NBS="nbs/00_core.ipynb ..."]
 	$(RUN) python docs/execute.py $(NBS)
 
-readme: $(STAMP)         ## nbs/index.ipynb -> README.md
+readme: $(DEV)           ## nbs/index.ipynb -> README.md
 	$(RUN) python docs/readme.py
 
-docs: $(STAMP)           ## the website from the notebooks' committed outputs: _docs/
+docs: $(DEV)             ## the website from the notebooks' committed outputs: _docs/
 	$(RUN) python docs/site.py
 
 docs-serve: docs         ## the same, shown at http://127.0.0.1:8000
 	$(RUN) python -m http.server 8000 --bind 127.0.0.1 --directory _docs
 
-hooks: $(STAMP)          ## git and Jupyter hooks that keep notebooks clean
-	$(RUN) nbdev-install-hooks
+lint: $(DEV)             ## ruff on pages, tests and tools (ruff.toml); its list of exceptions may only shrink: make lint SHRINK=1
+	$(RUN) python docs/lint.py $(if $(SHRINK),--shrink)
 
-bench: $(STAMP)          ## ratios against the peers, measured side by side on this machine
+style: $(DEV)            ## size of statements and cells, comments, voice: read it, no number of it is a target
+	@$(RUN) python docs/style.py
+
+hooks: $(DEV)            ## git and Jupyter hooks: notebooks stay clean, and what is committed passes ruff
+	$(RUN) nbdev-install-hooks
+	$(RUN) python docs/hooks.py
+
+dist: $(DEV)             ## wheel and source archive in dist/; the wheel prunes a Learner in an empty environment
+	rm -rf build dist
+	$(RUN) python -m build
+	$(RUN) python tests/dist_smoke.py dist/*.whl
+
+bench: $(DEV)            ## ratios against the peers, measured side by side on this machine
 	@$(RUN) python -m tests.bench
 
 clean:
-	rm -rf .venv build dist *.egg-info _docs _proc
+	rm -rf .venv build dist *.egg-info _docs _proc .ruff_cache

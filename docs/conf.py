@@ -5,7 +5,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
-CFG = (c := ConfigParser(interpolation=None)).read(HERE.parent/'settings.ini') and c['DEFAULT']
+CFG = (c := ConfigParser()).read(HERE.parent/'settings.ini') and c['DEFAULT']
 
 project, author, copyright, language = CFG['title'], CFG['author'], CFG['author'], 'en'
 extensions = ['myst_nb', 'sphinx_pages']

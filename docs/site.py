@@ -13,7 +13,7 @@ from nbdev.processors import add_links, clean_magics, filter_stream_, hide_, hid
 from nbdev.showdoc import showdoc_nm
 
 ROOT = Path(__file__).resolve().parent.parent
-CFG  = (c := ConfigParser(interpolation=None)).read(ROOT/'settings.ini') and c['DEFAULT']
+CFG  = (c := ConfigParser()).read(ROOT/'settings.ini') and c['DEFAULT']
 REPO, LIB = f"{CFG['git_url']}/blob/{CFG['branch']}", CFG['lib_path']
 URL  = f"https://{CFG['user']}.github.io/{CFG['repo']}"                        # where nbdev says that the site is
 PARTS = {0: 'The workbench', 10: 'Paper 1: noise, then pruning', 20: 'Paper 2: drop away, drop back', 30: 'Paper 3: extreme values', 40: 'Searching and measuring'}

@@ -8,13 +8,35 @@ Docs: https://prunelab.github.io/prunelab/report.html.md"""
 __all__ = ['REST', 'macs', 'Report', 'table', 'stored', 'sparse_bytes', 'unique_state', 'sizes', 'plot_layers']
 
 # %% ../nbs/07_report.ipynb #cca64269
-import gzip, warnings
+import gzip, math, warnings
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from .core import eval_mode, weights
+
+# %% ../nbs/07_report.ipynb #f8a20c14
+_ATTENTION = ('_scaled_dot_product_flash_attention_for_cpu', '_scaled_dot_product_fused_attention_overrideable',
+              '_scaled_dot_product_attention_math_for_mps')
+
+def _attention_flops(q, k, v, *args, **kwargs):    # shapes: (batch, heads, positions, features)
+    return 2*math.prod(q[:-1])*k[-2]*(q[-1] + v[-1])
+
+_OWN_FORMULAS = {getattr(torch.ops.aten, n): _attention_flops for n in _ATTENTION if hasattr(torch.ops.aten, n)}
+
+# %% ../nbs/07_report.ipynb #f8a20c17
+_NO_PRODUCTS = {'cat', 'stack', 'copy', 'fill', 'index_put', 'index_add', 'scatter', 'scatter_add', 'complex', 'mse_loss', 'prelu_kernel'}
+
+def _may_multiply(
+    op, # An operation as a dispatch mode sees it
+    tensors:list, # What goes in
+) -> bool: # Normalisation scales, one multiplication a number: by the field's custom these are no MACs
+    "Whether an operation without a formula could be a sum of products"
+    name = op._overloadpacket.__name__.strip('_')
+    numbers = [t for t in tensors if t.dtype not in (torch.int64, torch.bool)]    # the others are positions and masks
+    return len(numbers) > 1 and torch.Tag.pointwise not in op.tags and 'norm' not in name and name not in _NO_PRODUCTS
 
 # %% ../nbs/07_report.ipynb #efe63099
 REST = 'everything else'
@@ -23,24 +45,31 @@ class _ByWeight(TorchDispatchMode):
     "Books the operations of a `FlopCounterMode` under the weight that enters them"
     def __init__(self, ws):
         super().__init__()
-        self.counter, self.macs = FlopCounterMode(display=False), dict.fromkeys([*ws, REST], 0)
+        self.counter = FlopCounterMode(display=False, custom_mapping=_OWN_FORMULAS)
+        self.macs, self.uncounted = dict.fromkeys([*ws, REST], 0), set()
         self.names = {w.untyped_storage().data_ptr(): n for n, w in ws.items()}    # views of a weight share its storage
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         before = self.counter.get_total_flops()
         out = func(*args, **(kwargs or {}))
         new = (self.counter.get_total_flops() - before) // 2
-        if new:
-            pointers = [a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor) and a.layout == torch.strided]
-            self.macs[next((self.names[p] for p in pointers if p in self.names), REST)] += new
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        if new: self.macs[self.owner(tensors)] += new
+        elif func._overloadpacket not in self.counter.flop_registry and _may_multiply(func, tensors):
+            self.uncounted.add(str(func._overloadpacket))
         return out
 
+    def owner(self, tensors):
+        "The name of the weight among `tensors`"
+        pointers = [t.untyped_storage().data_ptr() for t in tensors if t.layout == torch.strided]
+        return next((self.names[p] for p in pointers if p in self.names), REST)
+
 # %% ../nbs/07_report.ipynb #358537ab
-@torch.enable_grad()    # nothing is differentiated; but without it torch fuses attention into one operation that it does not count
+@torch.enable_grad()    # nothing is differentiated; but without it torch fuses a whole encoder layer into one operation
 def _count(model, ws, xs):
     count = _ByWeight(ws)
     with eval_mode(model), count.counter, count: model(*xs)
-    return count.macs
+    return count.macs, sorted(count.uncounted)
 
 def macs(
     model:nn.Module, # Any network; unchanged afterwards
@@ -49,9 +78,12 @@ def macs(
     "Multiply-accumulates per weight by torch's counter: dense, and times the fraction of the weight that is not zero"
     ws, xs = weights(model), x if isinstance(x, (tuple, list)) else (x,)
     if not all(isinstance(t, torch.Tensor) for t in xs): raise ValueError(f'x must be a tensor or a tuple of tensors, got {x!r}; for images try torch.zeros(1, 3, 32, 32)')
-    dense = _count(model, ws, [t[:1].detach().clone().to(next(model.parameters()).device) for t in xs])
+    dense, uncounted = _count(model, ws, [t[:1].detach().clone().to(next(model.parameters()).device) for t in xs])
     unseen = [n for n, w in ws.items() if not dense[n]]
-    if unseen: warnings.warn(f'no multiplication by {unseen} was counted: unused, or in an operation that torch does not count (RNN)')
+    if unseen:
+        warnings.warn(f'no multiplication by {unseen} was counted: unused, or in an operation without a formula')
+    if uncounted:
+        warnings.warn(f'{uncounted} may multiply but have no formula: they count 0, so the MACs may be too few')
     density = {n: int(w.count_nonzero())/max(w.numel(), 1) for n, w in ws.items()}
     return Report({'MACs': dense, 'sparse MACs': {n: round(m*density.get(n, 1)) for n, m in dense.items()}})
 

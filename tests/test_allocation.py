@@ -123,3 +123,9 @@ def test_lamp_on_cuda():
     ws = network(ties, torch.float32, 0)
     on_gpu = lamp(magnitude({n: w.cuda() for n, w in ws.items()}), .8)
     assert same({n: m.cpu() for n, m in on_gpu.items()}, lamp(magnitude(ws), .8))
+
+def test_erk_counts_the_kernels_dimensions():
+    "Shares in proportion to the sum of all dimensions: 4 + 2 + 3 + 3 against 10 + 8 (Evci et al. 2020)"
+    scores = {'conv': torch.arange(72.).view(4, 2, 3, 3), 'linear': torch.arange(80.).view(10, 8)}
+    masks = erk(scores, 1 - 30/152)
+    assert {n: int(m.sum()) for n, m in masks.items()} == {'conv': 12, 'linear': 18}

@@ -1,16 +1,16 @@
 "Which images were right: in order, in float32, and back from text bit by bit."
 import pytest, torch
 from hypothesis import given, strategies as st
-from prunelab.core import seeded
 from prunelab.lab.answers import answers, pack, tally, unpack
-from tests.conftest import make_learner
 
 @given(st.lists(st.booleans(), min_size=1, max_size=300))
 def test_what_is_packed_comes_back(bits):
     right = torch.tensor(bits)
     assert torch.equal(unpack(pack(right)), right)
 
-@pytest.mark.parametrize('text', ['', 'x', '8:', '8:!!', '8:eJxzAQAAOQA5', '9:' + pack(torch.ones(8, dtype=torch.bool)).partition(':')[2]])
+EIGHT = pack(torch.ones(8, dtype=torch.bool)).partition(':')[2]
+
+@pytest.mark.parametrize('text', ['', 'x', '8:', '8:!!', '8:eJxzAQAAOQA5', '9:' + EIGHT])
 def test_what_was_not_packed_is_refused(text):
     with pytest.raises(ValueError, match='not a record of answers'): unpack(text)
 

@@ -7,7 +7,7 @@ from fastai.learner import Learner, load_learner
 from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW
 from PIL import Image
 from torch import nn
-from prunelab.lab import images as images as reading
+from prunelab.lab import images as reading
 from prunelab.core import generator, seeded
 from prunelab.lab.data import DeviceLoader, Images, get_dls
 from prunelab.lab.images import read_images

@@ -404,3 +404,14 @@ def test_fasterai_takes_the_found_sparsities_as_they_stand(tmp_path, capsys):
     gone = {n: int((~m).sum()) for n, m in cb.masks.items()}
     assert len({g/m.numel() for g, m in zip(gone.values(), cb.masks.values())}) == 3                      # three layers, three fractions
     for n, w in weights(learn.model).items(): assert gone[n] - 1 <= int((w == 0).sum()) <= gone[n]
+
+def test_the_unit_of_a_pooled_layer_is_the_root_mean_square_of_its_nonzero_weights():
+    "Zeros have no say: a layer of which half is masked has the unit, and the law, of the other half"
+    few = randn(10, 9)
+    half = few.clone()
+    half[:, ::2] = 0
+    fits = fit_layers({'much': randn(50, 90), 'few': 3*few, 'half': half}, small='pooled')
+    assert [fits[n].how for n in fits] == ['own', 'pooled', 'pooled']
+    for n, w in (('few', 3*few), ('half', half[half != 0])):
+        assert fits[n].unit == pytest.approx(w.square().mean().sqrt().item())
+    assert torch.equal(fits['few'].q(torch.tensor([fits['few'].unit])), fits['half'].q(torch.tensor([fits['half'].unit])))

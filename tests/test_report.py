@@ -3,6 +3,7 @@ import copy, gzip, warnings
 import pandas as pd, pytest, torch
 from safetensors.torch import save
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from prunelab.core import seeded, weights
 from prunelab.lab.models import lenet5, resnet18
 from prunelab.report import REST, macs, plot_layers, sizes, sparse_bytes, stored, table
@@ -50,10 +51,56 @@ def test_macs_leaves_an_inplace_input_alone():
 
 def test_macs_of_attention_are_told_apart():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    with torch.no_grad(): m = macs(layer, torch.zeros(1, 5, 8))['MACs']
+    m = macs(layer, torch.zeros(1, 5, 8))['MACs']
     assert m['self_attn.in_proj_weight'] == 5*8*24 and m['self_attn.out_proj.weight'] == 5*8*8
     assert m['linear1.weight'] == m['linear2.weight'] == 5*8*16
     assert m[REST] == 2*5*5*8                # scores and their product with the values
+
+@pytest.mark.parametrize('kwargs', [{}, {'is_causal': True}, {'enable_gqa': True}], ids=['full', 'causal', 'grouped'])
+def test_macs_of_attention_are_the_same_fused_or_not(kwargs):
+    "Whatever torch's own table holds: two batched products, for each head of the queries"
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Linear(1, 1)
+        def forward(self, q, k, v): return nn.functional.scaled_dot_product_attention(q, k, v, **kwargs)
+    n_kv = 2 if kwargs.get('enable_gqa') else 4
+    q, k, v = torch.randn(1, 4, 5, 6), torch.randn(1, n_kv, 7, 6), torch.randn(1, n_kv, 7, 6)
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
+        with sdpa_kernel(backend), pytest.warns(UserWarning, match='unused.weight'):
+            assert macs(Attention(), (q, k, v))['MACs'][REST] == 4*5*7*(6 + 6), backend
+
+class Applies(nn.Module):
+    "A network whose forward pass is `function`"
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.layer = function, nn.Linear(3, 3)
+    def forward(self, x): return self.function(self.layer(x))
+
+@pytest.mark.parametrize('function,name', [
+    (lambda x: torch.mv(x.T, x[:, 0]), 'aten.mv'),
+    (lambda x: torch.dot(x[0], x[0]), 'aten.dot'),
+    (lambda x: torch.cdist(x, x), 'aten._cdist_forward'),
+    (lambda x: torch.addmv(x[0], x.T, x[:, 0]), 'aten.addmv'),
+    (lambda x: nn.functional.bilinear(x, x, torch.ones(2, 3, 3)), 'aten._trilinear'),
+    (lambda x: nn.LSTM(3, 4)(x), 'lstm|rnn')])
+def test_an_operation_without_a_formula_is_named(function, name):
+    with pytest.warns(UserWarning, match=rf'{name}.* may multiply but have no formula'):
+        assert macs(Applies(function), torch.ones(1, 3))['MACs']['layer.weight'] == 9
+
+@pytest.mark.parametrize('function', [
+    torch.relu, nn.LayerNorm(3), nn.BatchNorm1d(3).eval(), nn.PReLU(), lambda x: x*x + x, lambda x: torch.cat([x, x]),
+    lambda x: torch.where(x > 0, x, -x), lambda x: x.index_select(1, torch.tensor([0, 2])), lambda x: x @ x.T,
+    lambda x: nn.functional.embedding(torch.tensor([0]), x), lambda x: nn.functional.scaled_dot_product_attention(x, x, x)])
+def test_what_multiplies_nothing_or_is_counted_is_not_suspected(function):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        macs(Applies(function), torch.ones(1, 3))
+
+def test_macs_are_the_same_in_every_grad_mode():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode(): assert macs(layer, torch.zeros(1, 5, 8))['MACs'][REST] == 2*5*5*8, mode
 
 def test_macs_of_several_inputs_and_errors():
     class Two(nn.Module):

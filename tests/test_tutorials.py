@@ -17,12 +17,14 @@ def cells(request): return nbformat.read(ROOT/'nbs/tutorials'/f'{request.param}.
 
 @pytest.mark.parametrize('path', sorted(p for p in (ROOT/'nbs').rglob('[!.]*.ipynb') if '.ipynb_checkpoints' not in p.parts), ids=lambda p: p.stem)
 def test_opens_in_colab(path):
-    "The first cell of any page is hidden, installs from where the code is, and is the same everywhere"
-    first = nbformat.read(path, as_version=4).cells[0]
+    "The first cell of any page is hidden, installs from where the code is, and is the same everywhere but where Optuna is needed"
+    first, *others = nbformat.read(path, as_version=4).cells
     ini = configparser.ConfigParser(); ini.read(ROOT/'settings.ini')
-    assert first.source == f"""#| hide
-import sys
-if 'google.colab' in sys.modules: get_ipython().system('pip install -q git+{ini['DEFAULT']['git_url']}')"""
+    what = f"git+{ini['DEFAULT']['git_url']}"
+    head = "#| hide\nimport sys\nif 'google.colab' in sys.modules:"
+    if any(re.search(r'^(?:import|from) .*\boptuna\b', c.source, re.M) for c in others):      # a page that searches
+        assert first.source == f"""{head}\n    get_ipython().system('pip install -q "prunelab[search] @ {what}"')"""
+    else: assert first.source == f"{head} get_ipython().system('pip install -q {what}')"
     assert not first.outputs
 
 def test_exercises_have_solutions(cells):

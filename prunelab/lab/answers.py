@@ -21,7 +21,8 @@ def answers(
 ) -> torch.Tensor: # (n,) bool on the CPU: was the largest logit that of the label?
     "Which examples of a loader does the network get right? Computed in float32"
     if getattr(dl, 'shuffle', False) or getattr(dl, 'drop_last', False):
-        raise ValueError('the loader shuffles or drops its last batch: answers need every example, in order; use dls.valid or dls.test')
+        raise ValueError('the loader shuffles or drops its last batch: answers need every example, in order; '
+                         'use dls.valid or dls.test')
     device = next(model.parameters()).device
     right = []
     with eval_mode(model), torch.autocast(device.type, enabled=False):

@@ -91,6 +91,24 @@ def show_results(self:DeviceLoader, *args, **kwargs):
     import fastai.vision.learner    # registers how results on images are shown
     return TfmdDL.show_results(self, *args, **kwargs)
 
+# %% ../../nbs/lab/01_data.ipynb #5a1d0c37
+def _split(y, valid, n_train, seed):
+    "Positions of the training and of the validation images, stratified by the labels `y`"
+    try:
+        train, val = train_test_split(np.arange(len(y)), test_size=valid, stratify=y, random_state=seed)
+        if n_train is not None:
+            labels = y[torch.from_numpy(train)]
+            train, _ = train_test_split(train, train_size=n_train, stratify=labels, random_state=seed)
+    except ValueError as e:
+        raise ValueError(f'valid={valid!r}, n_train={n_train!r} do not fit the {len(y)} training images: {e}') from e
+    return torch.from_numpy(train), torch.from_numpy(val)
+
+def _channel_stats(stats, c):
+    "Mean and sd of `c` channels, checked"
+    mean, std = ([float(v) for v in part] for part in stats)
+    if len(mean) == len(std) == c and min(std) > 0: return mean, std
+    raise ValueError(f'stats is {stats!r}: give {c} means and {c} standard deviations above 0')
+
 # %% ../../nbs/lab/01_data.ipynb #f3cd4485
 class _Loaders(DataLoaders): test = property(lambda self: self.loaders[2])
 
@@ -104,19 +122,21 @@ def get_dls(
     n_train=None, # Keep a stratified share or number of the remaining training images
     augment:bool=None, # Move and mirror training images; if None, the colour images only
     folder=None, # Where the images are; fastai's data folder if None
-) -> DataLoaders: # `train`, `valid`, `test`, with `vocab`, `c` and a loss for `Learner`; `ValueError` for arguments out of range
+    stats=None, # Mean and sd of each channel, pixels in 0..1, as `([.5], [.2])`; the training images' if None
+) -> DataLoaders: # `train`, `valid`, `test`, with `vocab`, `c` and a loss; `ValueError` for arguments out of range
     "Loaders of packed images: training (shuffled, last incomplete batch dropped), validation, official test"
     d = read_images(name, size, folder)
-    x, y = d['x_train'], d['y_train']
-    try:
-        train, val = train_test_split(np.arange(len(y)), test_size=valid, stratify=y, random_state=seed)
-        if n_train is not None: train = train_test_split(train, train_size=n_train, stratify=y[torch.from_numpy(train)], random_state=seed)[0]
-    except ValueError as e: raise ValueError(f'valid={valid!r}, n_train={n_train!r} do not fit the {len(y)} training images: {e}') from e
-    if bs not in range(1, len(train) + 1): raise ValueError(f'bs is {bs!r}: give a number from 1 to {len(train)}, the training images')
-    tfms = [IntToFloatTensor(), Normalize.from_stats(d['mean'], d['std'], cuda=False)]
+    x, y, x_test = d['x_train'], d['y_train'], d['x_test']
+    train, val = _split(y, valid, n_train, seed)
+    if bs not in range(1, len(train) + 1):
+        raise ValueError(f'bs is {bs!r}: give a number from 1 to {len(train)}, the training images')
+    mean, std = _channel_stats(stats or (d['mean'], d['std']), x.shape[1])
+    tfms = [IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)]
     augment = x.shape[1] == 3 if augment is None else augment
-    train, val, test = (Images(*o, d['vocab']) for o in [*((x[i], y[i]) for i in map(torch.from_numpy, (train, val))), (d['x_test'], d['y_test'])])
-    return _Loaders(DeviceLoader(train, bs, shuffle=True, drop_last=True, seed=seed, augment=augment, after_batch=tfms),
+    train, val = (Images(x[i], y[i], d['vocab']) for i in (train, val))
+    test = Images(x_test, d['y_test'], d['vocab'])
+    return _Loaders(
+        DeviceLoader(train, bs, shuffle=True, drop_last=True, seed=seed, augment=augment, after_batch=tfms),
         *(DeviceLoader(o, bs, after_batch=tfms) for o in (val, test)), device=device or default_device())
 
 # %% ../../nbs/lab/01_data.ipynb #bd123bf2

@@ -1,0 +1,1 @@
+"Do the pages hold on other machines? `make elsewhere`"
