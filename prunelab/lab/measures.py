@@ -24,6 +24,7 @@ from fastai.torch_core import get_model
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.nn import functional as F
+from ..allocation import erk, global_, uniform
 from ..basin import perturb
 from ..callbacks import PruneCB
 from ..core import generator, weights
@@ -32,7 +33,7 @@ from .answers import answers, tally
 from .data import Images
 from .models import UNPRUNED
 from .training import read, write
-from ..masks import apply_, erk, global_, keep_top, kept, kth_largest, uniform
+from ..masks import apply_, keep_top, kept, kth_largest
 from ..pareto import F1, F2, front, load_optuna, search
 from ..probes import feature_variance, gradient_flow, recalibrate_bn, variance_ratio
 from ..scores import lamp, magnitude, random_score
