@@ -11,6 +11,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
 from torch.nn import functional as F
+from prunelab.allocation import global_
 from prunelab.callbacks import PruneCB
 from prunelab.core import seeded, weights
 from prunelab.lab import measures
@@ -18,7 +19,7 @@ from prunelab.lab.answers import tally, unpack
 from prunelab.lab.data import DeviceLoader, Images
 from prunelab.lab.measures import ALLOCATIONS, ARMS, PRUNERS, SCORES
 from prunelab.lab.training import Dense, Recipe, learner
-from prunelab.masks import apply_, global_, sparsity
+from prunelab.masks import apply_, sparsity
 from prunelab.scores import magnitude
 from prunelab.stochastic import StochasticPruning, stochastic_prune
 
@@ -63,26 +64,39 @@ def pair():
     "The comparing network, three validation images, four test images"
     return net_of(compare(), TRAIN, VALID, TEST)
 
+def centred(x): return x - x.mean((2, 3), keepdim=True)
+
 class Small(nn.Module):
-    "Two convolutions with BatchNorm between them, and a classifier"
+    "Two convolutions with BatchNorm between, and a classifier; brightness makes no difference"
     def __init__(self):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
         self.layer = nn.Conv2d(4, 6, 3, padding=1, bias=False)
-        self.fc = nn.Linear(6, 3)
-    def forward(self, x): return self.fc(F.relu(self.layer(F.relu(self.bn1(self.conv1(x))))).mean((2, 3)))
+        self.fc = nn.Linear(6*5*5, 3, bias=False)
+    def between(self, x): return F.relu(self.bn1(self.conv1(centred(x))))
+    def forward(self, x): return self.fc(centred(self.layer(self.between(x))).flatten(1))
 
-def noise_images(n, seed, low=0, high=256):
-    "Images of 5×5 random pixels, three classes in turn"
+def noise_images(n, seed, model, low=0, high=256):
+    "Images of 5×5 random pixels; the classes are the answers of `model`"
     with seeded(seed): x = torch.randint(low, high, (n, 1, 5, 5), dtype=torch.uint8, device='cpu')
-    return Images(x, torch.arange(n, device='cpu') % 3, list('abc'))
+    return Images(x, model.eval()(x/255).argmax(1), list('abc'))
 
 @pytest.fixture
 def small():
-    "Untrained; its first convolution and classifier are never pruned. Test images are the brightest"
+    """A network that is right about all images until it is pruned; its first and last layer never are
+
+    Test images have less contrast than others, so that their statistics are others, too."""
     with seeded(3): model = Small()
-    splits = noise_images(60, 0, high=100), noise_images(24, 1), noise_images(30, 2, low=150)
+    splits = noise_images(60, 0, model), noise_images(24, 1, model), noise_images(30, 2, model, low=150)
     return net_of(model, *splits, network='resnet18')
+
+def test_the_small_network_is_worth_measuring(small):
+    "Noise and pruning change its answers, image by image and count by count"
+    def count(member, split='test'): return int(measures.right(small, member, split, None).sum())
+    assert (count({}), count({}, 'valid')) == (30, 24)
+    plain = [count(measures.draw(small, 0, 0, gamma, 0., GMP)) for gamma in (.5, .7)]
+    noisy = [count(measures.draw(small, 5, i, .5, .3, GMP)) for i in range(4)]
+    assert 30 > plain[0] > plain[1] >= max(noisy) and len(set(noisy)) > 1
 
 # Pruners as data
 
@@ -164,7 +178,7 @@ def test_noise_elsewhere_reaches_the_layers_that_stay_dense(small):
     assert all(0 < (rest[n] - ws[n]).abs().max() < .3 for n in rest)
 
 def test_a_member_takes_the_place_of_weights_and_buffers(small):
-    member = {'fc.weight': torch.full((3, 6), 2.), 'bn1.running_mean': torch.full((4,), 5.)}
+    member = {'fc.weight': torch.full((3, 150), 2.), 'bn1.running_mean': torch.full((4,), 5.)}
     before = {k: v.clone() for k, v in small.learn.model.state_dict().items()}
     model = measures.with_member(small, member).state_dict()
     for k, v in before.items(): assert torch.equal(model[k], member.get(k, v))
@@ -258,19 +272,18 @@ def test_noise_everywhere_is_another_population(small):
 # BatchNorm's statistics
 
 def test_new_statistics_are_those_of_training_images(small):
-    "Test images are brighter: their mean would be another one"
+    "Test images have less contrast: their variance would be another one"
     member = measures.with_statistics(small, {}, {'images': 60, 'batch': 60})
-    conv = small.learn.model.conv1(noise_images(60, 0, high=100).x/255)
-    assert torch.allclose(member['bn1.running_mean'], conv.mean((0, 2, 3)), atol=1e-6)
-    assert torch.allclose(member['bn1.running_var'], conv.var((0, 2, 3)), rtol=1e-4)
-    bright = small.learn.model.conv1(noise_images(30, 2, low=150).x/255).mean((0, 2, 3))
-    assert not torch.allclose(member['bn1.running_mean'], bright, rtol=.1)
+    train, test = (small.learn.model.conv1(centred(small.learn.dls[i].dataset.x/255)) for i in (0, 2))
+    assert torch.allclose(member['bn1.running_mean'], train.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(member['bn1.running_var'], train.var((0, 2, 3)), rtol=1e-4)
+    assert not torch.allclose(member['bn1.running_var'], test.var((0, 2, 3)), rtol=.1)
 
 def test_new_statistics_are_those_of_the_member(small):
     doubled = {'conv1.weight': 2*small.learn.model.conv1.weight.detach()}
     new = {'images': 60, 'batch': 20}
     plain, member = (measures.with_statistics(small, m, new) for m in ({}, doubled))
-    assert torch.allclose(member['bn1.running_mean'], 2*plain['bn1.running_mean'], atol=1e-6)
+    assert torch.allclose(member['bn1.running_var'], 4*plain['bn1.running_var'], rtol=1e-4)
     assert torch.equal(member['conv1.weight'], doubled['conv1.weight'])
     assert measures.with_statistics(small, doubled, None) is doubled
 
@@ -351,7 +364,7 @@ def test_where_nothing_is_pruned_the_variance_is_that_before(small):
 
 def test_variance_ratio_of_a_layer_by_hand(small):
     r, model = seen(small), small.learn.model.eval()
-    inputs = [F.relu(model.bn1(model.conv1(x))) for x, _ in measures.batches(small, 'test', 30, True, 15)]
+    inputs = [model.between(x) for x, _ in measures.batches(small, 'test', 30, True, 15)]
     def V(w): return sum(F.conv2d(x, w, padding=1).var((0, 2, 3)).sum().item() for x in inputs)/2
     w = model.layer.weight.detach()
     pruned = measures.draw(small, 0, 0, .6, 0., GMP)['layer.weight']
@@ -408,8 +421,9 @@ def tune(net, arm='DP', **kwargs):
 def test_fine_tuning_sees_as_many_images_as_were_asked_for(small):
     tune(small)
     ds = small.again.learn.dls.train.dataset
-    assert len(ds) == 30 and ds.y.bincount().tolist() == [10]*3
-    assert len(small.learn.dls.train.dataset) == 60
+    whole = small.learn.dls.train.dataset
+    assert (len(ds), len(whole)) == (30, 60)
+    assert (2*ds.y.bincount() - whole.y.bincount()).abs().max() <= 1           # as many of each class
 
 @pytest.mark.parametrize('arm', ['DP', 'SP'])
 def test_fine_tuning_stays_sparse_and_leaves_batchnorm_alone(small, arm):

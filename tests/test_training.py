@@ -338,6 +338,10 @@ def test_the_state_of_another_training_is_refused(tmp_path, other):
     with pytest.raises(ValueError, match='state of another training'):
         fit(learner(TINY, 3, 'cpu'), **{**args, **other})
 
+def test_a_deadline_needs_a_state():
+    with pytest.raises(ValueError, match='a deadline needs a state'):
+        fit(learner(TINY, 3, 'cpu'), 3, .02, deadline=0.)
+
 def test_a_damaged_state_is_named(tmp_path):
     (tmp_path/'state').write_bytes(b'something else')
     with pytest.raises(ValueError, match='state is damaged.*delete it'):

@@ -24,6 +24,7 @@ from fastai.torch_core import get_model
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.nn import functional as F
+from ..allocation import erk, global_, uniform
 from ..basin import perturb
 from ..callbacks import PruneCB
 from ..core import generator, weights
@@ -32,7 +33,7 @@ from .answers import answers, tally
 from .data import Images
 from .models import UNPRUNED
 from .training import read, write
-from ..masks import apply_, erk, global_, keep_top, kept, kth_largest, uniform
+from ..masks import apply_, keep_top, kept, kth_largest
 from ..pareto import F1, F2, front, load_optuna, search
 from ..probes import feature_variance, gradient_flow, recalibrate_bn, variance_ratio
 from ..scores import lamp, magnitude, random_score
@@ -93,7 +94,7 @@ def threshold(
 ) -> float: # τ, in the unit of the weights
     "The smallest magnitude that global magnitude pruning keeps"
     n = sum(w.numel() for w in ws.values())
-    return kth_largest(magnitude(ws), kept(n, gamma))[0]
+    return kth_largest(magnitude(ws), kept(n, gamma)).value
 
 def absolute_sigma(
     ws:dict, # {name: weight}

@@ -293,6 +293,7 @@ def fit(
     say=None, # Function that shows a line of progress
 ) -> float: # Seconds of training in all
     "Train to the end, from the beginning or from what `state` holds"
+    if deadline is not None and not state: raise ValueError('a deadline needs a state: a file to go on from')
     _keep_memory()
     learn.create_opt()
     keep = Keep(state, pruner, _setup(epochs, lr, pruner), every, deadline, say)
