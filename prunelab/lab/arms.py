@@ -181,7 +181,8 @@ def by_noise(spec, sparsity, ws, seed, exclude):
     return StochasticPruning(sparsity, sigma, n=spec['members'], kind=spec['kind'],
                              select=look_up(CHOICES, spec['choose'], 'choice'),
                              score=look_up(SCORES, spec['score'], 'score'),
-                             allocation=make_allocation(spec['allocation'], ws, seed), exclude=exclude, seed=seed)
+                             allocation=make_allocation(spec['allocation'], ws, seed),
+                             exclude=exclude, seed=seed)
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00053
 def by_extremes(spec, sparsity, ws, seed, exclude):
