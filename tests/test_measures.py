@@ -113,7 +113,7 @@ def test_a_pruner_is_built_from_its_data():
         assert pruner['score'] in SCORES and pruner['allocation'] in ALLOCATIONS
 
 def test_an_unknown_name_is_refused_and_the_known_ones_are_listed():
-    with pytest.raises(ValueError, match='LAMP'): measures.build_score({'score': 'lamp'}, .9)
+    with pytest.raises(ValueError, match='LAMP'): measures.build_score({'score': 'lamp_score'}, .9)
     with pytest.raises(ValueError, match='ERK'): measures.build_allocation({'allocation': 'erk'})
     with pytest.raises(ValueError, match='TPE'): measures.build_sampler({'name': 'tpe'})
 

@@ -24,10 +24,11 @@ from ..core import weights, seeded, house_style, DENSE, COLORS
 from .data import get_dls
 from ..drop import DropPruning
 from ..extreme import ExtremeValuePruning
-from ..masks import kept, kth_largest, sparsity, uniform
+from ..allocation import uniform
+from ..masks import kept, kth_largest, sparsity
 from ..report import table
 from ..schedules import gradual
-from ..scores import lamp, magnitude, random_score
+from ..scores import lamp_score, magnitude, random_score
 from ..stochastic import StochasticPruning
 
 # %% ../../nbs/lab/60_demo.ipynb #1b6e97e0
@@ -70,9 +71,9 @@ def threshold(ws, p):
 
 METHODS = { # name: function of (sparsity, dense weights) that makes the callback
     'random':           lambda p, ws: PruneCB(p, score=random_score),
-    'uniform':          lambda p, ws: PruneCB(p, budget=uniform),
+    'uniform':          lambda p, ws: PruneCB(p, allocation=uniform),
     'global magnitude': lambda p, ws: PruneCB(p),
-    'LAMP':             lambda p, ws: PruneCB(p, score=lamp),
+    'LAMP':             lambda p, ws: PruneCB(p, score=lamp_score),
     'stochastic, best of 10': lambda p, ws: StochasticPruning(p, .4*threshold(ws, p)),     # best on the validation images
     'gradual magnitude': lambda p, ws: PruneCB(p, schedule=gradual(0, .6, 10)),
     'drop, away and back': lambda p, ws: DropPruning(p, away=.9, schedule=gradual(0, .6, 10)),

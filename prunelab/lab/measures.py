@@ -36,7 +36,7 @@ from .training import read, write
 from ..masks import apply_, keep_top, kept, kth_largest
 from ..pareto import F1, F2, front, load_optuna, search
 from ..probes import feature_variance, gradient_flow, recalibrate_bn, variance_ratio
-from ..scores import lamp, magnitude, random_score
+from ..scores import lamp_score, magnitude, random_score
 from ..stochastic import StochasticPruning, best, median, stochastic_prune
 
 # %% ../../nbs/lab/20_measures.ipynb #08064746
@@ -51,7 +51,7 @@ PRUNERS = {
     'SynFlow': {'score': 'SynFlow', 'allocation': 'global', 'rounds': 100}}    # prunes on the way, too
 
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0002
-SCORES = {'magnitude': magnitude, 'LAMP': lamp, 'random': random_score,
+SCORES = {'magnitude': magnitude, 'LAMP': lamp_score, 'random': random_score,
           'SNIP': snip, 'GraSP': grasp, 'SynFlow': synflow}
 ALLOCATIONS = {'global': global_, 'uniform': uniform, 'ERK': erk}
 
@@ -549,7 +549,7 @@ def build_pruner(
     best_of:int, # Members of SP's population
 ) -> PruneCB: # `ValueError` for another arm
     "The callback that prunes before fine-tuning"
-    how = {'score': build_score(pruner, gamma), 'budget': build_allocation(pruner),
+    how = {'score': build_score(pruner, gamma), 'allocation': build_allocation(pruner),
            'exclude': UNPRUNED[net.recipe.network], 'seed': seed}
     if arm == 'DP': return PruneCB(gamma, **how)
     if arm == 'SP': return StochasticPruning(gamma, sigma, n=best_of, **how)

@@ -45,7 +45,7 @@ print(status('VmHWM') - before - out)
 '''
 
 def memory(which):
-    "Peak bytes beyond what was there and what is returned, in a process of its own; None without Linux's counters"
+    "Peak bytes beyond what was there and what is returned, in its own process; None without Linux's counters"
     cmd = [sys.executable, '-W', 'ignore', '-c', PEAK, which]
     try: return int(subprocess.run(cmd, capture_output=True, text=True, check=True).stdout)
     except (subprocess.CalledProcessError, OSError): return None
@@ -72,7 +72,7 @@ def selection_rows(model, scores):
     by_score = in_turns(2, lamp=lambda: global_(lamp_score(ws), .9))['lamp']
     what = f'score and select {n:,} weights, s; other: torch global_unstructured'
     return [row(what, both['ours'], both['peer'], 'at least 40'),
-            against('select alone, s; other: one read and one bool write', t['ours'], t['once'], 'aim at 8 or less'),
+            against('select alone, s; other: one read and write', t['ours'], t['once'], 'aim at 8 or less'),
             row('ERK, s; other: global', t['erk'], t['ours']),
             against('LAMP, s; other: global', t['lamp'], t['ours'], 'at most 5'),
             against('LAMP by its score, s; other: global', by_score, t['ours'], None)]
@@ -80,7 +80,8 @@ def selection_rows(model, scores):
 def memory_rows(n):
     ours, peer = memory('ours'), memory('peer')
     if ours is None or peer is None: return []
-    share = dict(what='the same as a share of the weights (MB)', ours=ours/1e6, peer=4*n/1e6, ratio=ours/(4*n))
+    what = 'the same as a share of the weights (MB)'
+    share = dict(what=what, ours=ours/1e6, peer=4*n/1e6, ratio=ours/(4*n))
     return [row('peak MB beyond scores and masks; other: torch global_unstructured', ours/1e6, peer/1e6),
             {**share, 'target': 'at most 0.25'}]
 
