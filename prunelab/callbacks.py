@@ -20,7 +20,8 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 
 from .allocation import global_
-from .core import weights, seeded, OURS, generator
+from .core import weights, seeded, generator
+from .plotting import OURS
 from .hold import holder_of, in_lr_find
 from .masks import kept, sparsity
 from .schedules import Schedule, one_shot

@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from .callbacks import PruneCB
-from .core import generator, OURS, PLAIN
+from .core import generator
+from .plotting import OURS, PLAIN
 from .allocation import global_
 from .masks import flatnonzero, keep_top, kept
 from .schedules import Schedule, gradual

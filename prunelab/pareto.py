@@ -14,7 +14,8 @@ from itertools import chain, compress
 from pathlib import Path
 import filelock, re, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from .basin import evaluate_population
-from .core import weights, DENSE, PLAIN, OURS
+from .core import weights
+from .plotting import DENSE, PLAIN, OURS
 from .masks import apply_
 from .stochastic import stochastic_prune
 

@@ -20,7 +20,8 @@ from fastcore.script import call_parse
 from fastprogress.fastprogress import progress_bar
 from torch import nn
 from ..callbacks import PruneCB
-from ..core import weights, seeded, house_style, DENSE, COLORS
+from ..core import weights, seeded
+from ..plotting import house_style, DENSE, COLORS
 from .data import get_dls
 from ..drop import DropPruning
 from ..extreme import ExtremeValuePruning
