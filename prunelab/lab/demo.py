@@ -68,7 +68,7 @@ def prune_and_tune(
 # %% ../../nbs/lab/60_demo.ipynb #e2465860
 def threshold(ws, p):
     "The smallest magnitude that global pruning at sparsity `p` keeps"
-    return kth_largest(magnitude(ws), kept(sum(w.numel() for w in ws.values()), p))[0]
+    return kth_largest(magnitude(ws), kept(sum(w.numel() for w in ws.values()), p)).value
 
 METHODS = { # name: function of (sparsity, dense weights) that makes the callback
     'random':           lambda p, ws: PruneCB(p, score=random_score),
