@@ -48,6 +48,7 @@ def execute(path):
 
 if __name__ == '__main__':
     os.environ.update(SOURCE_DATE_EPOCH='0', PYTHONHASHSEED='0',   # the same figure is the same file
+                      IN_TEST='1',                                 # the last cell exports nothing: the page beside it imports
                       PYTHONWARNINGS='ignore::FutureWarning,ignore::DeprecationWarning,ignore::ResourceWarning')
     for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(k, '1')
     paths = [Path(p).resolve() for p in sys.argv[1:]] or sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)

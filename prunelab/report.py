@@ -18,25 +18,30 @@ from torch.utils.flop_counter import FlopCounterMode
 from .core import eval_mode, weights
 
 # %% ../nbs/07_report.ipynb #f8a20c14
-_ATTENTION = ('_scaled_dot_product_flash_attention_for_cpu', '_scaled_dot_product_fused_attention_overrideable',
-              '_scaled_dot_product_attention_math_for_mps')
+_ATTENTION = (
+    '_scaled_dot_product_flash_attention_for_cpu',
+    '_scaled_dot_product_fused_attention_overrideable',
+    '_scaled_dot_product_attention_math_for_mps')
 
 def _attention_flops(q, k, v, *args, **kwargs):    # shapes: (batch, heads, positions, features)
     return 2*math.prod(q[:-1])*k[-2]*(q[-1] + v[-1])
 
-_OWN_FORMULAS = {getattr(torch.ops.aten, n): _attention_flops for n in _ATTENTION if hasattr(torch.ops.aten, n)}
+_known = [getattr(torch.ops.aten, name) for name in _ATTENTION if hasattr(torch.ops.aten, name)]
+_OWN_FORMULAS = dict.fromkeys(_known, _attention_flops)
 
 # %% ../nbs/07_report.ipynb #f8a20c17
-_NO_PRODUCTS = {'cat', 'stack', 'copy', 'fill', 'index_put', 'index_add', 'scatter', 'scatter_add', 'complex', 'mse_loss', 'prelu_kernel'}
+_NO_PRODUCTS = {'cat', 'stack', 'copy', 'fill', 'index_put', 'index_add', 'scatter', 'scatter_add',
+                'complex', 'mse_loss', 'prelu_kernel'}
 
 def _may_multiply(
     op, # An operation as a dispatch mode sees it
     tensors:list, # What goes in
-) -> bool: # Normalisation scales, one multiplication a number: by the field's custom these are no MACs
+) -> bool: # Not for a normalisation: it scales number by number, which by custom is no MAC
     "Whether an operation without a formula could be a sum of products"
     name = op._overloadpacket.__name__.strip('_')
-    numbers = [t for t in tensors if t.dtype not in (torch.int64, torch.bool)]    # the others are positions and masks
-    return len(numbers) > 1 and torch.Tag.pointwise not in op.tags and 'norm' not in name and name not in _NO_PRODUCTS
+    if 'norm' in name or name in _NO_PRODUCTS or torch.Tag.pointwise in op.tags: return False
+    numbers = [t for t in tensors if t.dtype not in (torch.int64, torch.bool)]    # no positions, no masks
+    return len(numbers) > 1
 
 # %% ../nbs/07_report.ipynb #efe63099
 REST = 'everything else'
@@ -47,7 +52,7 @@ class _ByWeight(TorchDispatchMode):
         super().__init__()
         self.counter = FlopCounterMode(display=False, custom_mapping=_OWN_FORMULAS)
         self.macs, self.uncounted = dict.fromkeys([*ws, REST], 0), set()
-        self.names = {w.untyped_storage().data_ptr(): n for n, w in ws.items()}    # views of a weight share its storage
+        self.names = {w.untyped_storage().data_ptr(): n for n, w in ws.items()}    # views share the storage
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         before = self.counter.get_total_flops()

@@ -10,7 +10,9 @@ __all__ = ['Schedule', 'one_shot', 'steps', 'gradual']
 # %% ../nbs/05_schedules.ipynb #45190301
 from bisect import bisect_right
 from dataclasses import dataclass
+
 import matplotlib.pyplot as plt
+from fastcore.basics import patch
 
 # %% ../nbs/05_schedules.ipynb #7d109edc
 @dataclass(frozen=True)
@@ -18,29 +20,52 @@ class Schedule:
     "Moments of pruning and how far each goes: a staircase that ends at the target"
     at: tuple # Positions in training, in [0,1], ascending
     progress: tuple # Fraction of the way to the target at each, in [0,1]; the last one is 1
+
     def __post_init__(self):
-        for k in ('at', 'progress'): object.__setattr__(self, k, tuple(float(x) for x in getattr(self, k)))
-        a, t = self.at, self.progress
-        if not a or len(a) != len(t): raise ValueError(f'a schedule needs as many positions as progress values, at least one; got {len(a)} and {len(t)}')
-        if any(not 0 <= x <= 1 for x in a + t): raise ValueError(f'positions and progress are fractions in [0,1]; got {a} and {t}')
-        if list(a) != sorted(a): raise ValueError(f'positions must ascend; got {a}')
-        if t[-1] != 1: raise ValueError(f'the last progress must be 1, or the target is never reached; got {t[-1]}')
+        at, progress = (tuple(float(x) for x in xs) for xs in (self.at, self.progress))
+        object.__setattr__(self, 'at', at)                  # the only way in a frozen dataclass
+        object.__setattr__(self, 'progress', progress)
+        _refuse_no_schedule(at, progress)
 
-    def due(self, position) -> int: # How many moments have come
-        "The number of moments at or before `position`"
-        return bisect_right(self.at, position + 1e-9)
+def _refuse_no_schedule(at, progress):
+    "Raise a `ValueError` that says what is wrong with two lists"
+    if not at or len(at) != len(progress):
+        raise ValueError('a schedule needs as many positions as progress values, at least one; '
+                         f'got {len(at)} and {len(progress)}')
+    if any(not 0 <= x <= 1 for x in at + progress):
+        raise ValueError(f'positions and progress are fractions in [0,1]; got {at} and {progress}')
+    if list(at) != sorted(at): raise ValueError(f'positions must ascend; got {at}')
+    if progress[-1] != 1:
+        raise ValueError(f'the last progress must be 1, or the target is never reached; got {progress[-1]}')
 
-    def __call__(self, position) -> float: # Progress in [0,1]; 0 before the first moment
-        "Progress once the fraction `position` of training is done"
-        i = self.due(position)
-        return self.progress[i-1] if i else 0.
+# %% ../nbs/05_schedules.ipynb #5ced0003
+@patch
+def due(self:Schedule,
+    position:float, # Fraction of training that is done
+) -> int: # From 0 to the number of moments
+    "The number of moments at or before `position`"
+    return bisect_right(self.at, position + 1e-9)
 
-    def plot(self, ax=None, **kwargs):
-        "Progress over training"
-        ax = ax or plt.subplots()[1]
-        ax.step([0, *self.at, 1], [0, *self.progress, 1], where='post', **kwargs)
-        ax.set(xlabel='position in training', ylabel='progress towards the target', xlim=(0, 1), ylim=(-.02, 1.04))
-        return ax
+@patch
+def __call__(self:Schedule,
+    position:float, # Fraction of training that is done
+) -> float: # Progress in [0,1]; 0 before the first moment
+    "Progress once the fraction `position` of training is done"
+    i = self.due(position)
+    return self.progress[i - 1] if i else 0.
+
+# %% ../nbs/05_schedules.ipynb #5ced0006
+@patch
+def plot(self:Schedule,
+    ax=None, # Where to draw; a new figure if None
+    **kwargs, # For `ax.step`, e.g. color, label
+): # The axis
+    "Progress over training"
+    ax = ax or plt.subplots()[1]
+    ax.step([0, *self.at, 1], [0, *self.progress, 1], where='post', **kwargs)
+    ax.set(xlabel='position in training', ylabel='progress towards the target')
+    ax.set(xlim=(0, 1), ylim=(-.02, 1.04))
+    return ax
 
 # %% ../nbs/05_schedules.ipynb #3bfdd7ea
 def one_shot(
@@ -51,8 +76,10 @@ def one_shot(
 
 # %% ../nbs/05_schedules.ipynb #54ffd6ae
 def _spread(start, end, n):
+    "`n` positions from `start` to `end`, at equal distances"
     if n < 1: raise ValueError(f'n is the number of prunings, at least 1; got {n}')
-    if not 0 <= start <= end <= 1: raise ValueError(f'need 0 <= start <= end <= 1; got start={start}, end={end}')
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f'need 0 <= start <= end <= 1; got start={start}, end={end}')
     return [start + (end - start)*i/max(n - 1, 1) for i in range(n)]
 
 def steps(

@@ -128,7 +128,7 @@ def test_arms_on_two_dense_networks_are_not_compared(tmp_path):
 def test_old_rows_stay_readable_and_say_what_they_are(tmp_path):
     what = {'run': 'count', 'recipe': {}, 'params': {'keep': .5}}
     old = {'name': 'toy/a', 'seed': 0, 'what': what, 'result': {'n': 3}}
-    append(tmp_path/'toy.jsonl', {**old, 'seconds': 2, 'device': 'CPU'})
+    append(tmp_path/'toy.jsonl', {**old, 'dense': {}, 'seconds': 2, 'device': 'CPU'})
     write(experiment(), tmp_path, n=4)
     assert old_rows(tmp_path, 'toy')[['keep', 'n', 'protocol']].values.tolist() == [[.5, 3, 1]]
     assert rows([experiment()], tmp_path)['n'].tolist() == [4]

@@ -7,7 +7,8 @@ from prunelab.gradient_scores import gradient, grasp, iterated, snip, synflow
 from prunelab.basin import perturb
 from prunelab.callbacks import PruneCB
 from prunelab.core import seeded, weights
-from prunelab.masks import global_, sparsity, uniform
+from prunelab.allocation import global_, uniform
+from prunelab.masks import sparsity
 from prunelab.scores import random_score, score_with
 
 SCORES = {'snip': snip, 'grasp': grasp, 'synflow': synflow, 'iterated': iterated(synflow, global_, .8, 5)}
@@ -151,15 +152,15 @@ def test_tied_and_unused_weights():
     assert torch.allclose(snip(weights(net), net, b, F.cross_entropy)['a.weight'], (net.a.weight*net.a.weight.grad).abs(), atol=1e-6)
 
 @pytest.mark.parametrize('score', [snip, grasp, synflow, random_score])
-@pytest.mark.parametrize('budget', [global_, uniform])
-def test_rounds_are_the_loop(net, batch, score, budget):
+@pytest.mark.parametrize('allocation', [global_, uniform])
+def test_rounds_are_the_loop(net, batch, score, allocation):
     ws, masks = weights(net), {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights(net).items()}
     for k in range(1, 8):
         s = ask(score, {n: w.detach()*masks[n] for n, w in ws.items()}, net, batch)
-        masks = budget({n: t.masked_fill(~masks[n], -torch.inf) for n, t in s.items()}, 1 - .1**(k/7))
-    s = ask(iterated(score, budget, .9, 7), ws, net, batch)
+        masks = allocation({n: t.masked_fill(~masks[n], -torch.inf) for n, t in s.items()}, 1 - .1**(k/7))
+    s = ask(iterated(score, allocation, .9, 7), ws, net, batch)
     assert all(t.isfinite().all() for t in s.values())
-    assert same(budget(s, .9), masks)
+    assert same(allocation(s, .9), masks)
 
 def test_rounds_rank_by_when_a_weight_left(net, batch):
     early, late = [global_(ask(iterated(grasp, global_, .9, 4), weights(net), net, batch), 1 - .1**(k/4)) for k in (1, 3)]

@@ -3,15 +3,17 @@ from functools import partial
 import pytest, torch
 from fastai.callback.schedule import ParamScheduler, SchedCos
 from prunelab.callbacks import PruneCB
+from prunelab.allocation import erk, global_, uniform
 from prunelab.core import weights
 from prunelab.drop import DropPruning, fading
 from prunelab.extreme import ExtremeValuePruning
 from prunelab.lab import arms
 from prunelab.lab.answers import unpack
+from prunelab.lab.measures import threshold
 from prunelab.lab.training import Recipe, TimeUp, dense, fit, learner
-from prunelab.masks import erk, global_, sparsity, uniform
+from prunelab.masks import sparsity
 from prunelab.schedules import gradual, one_shot
-from prunelab.scores import lamp, magnitude, random_score
+from prunelab.scores import lamp_score, magnitude, random_score
 from prunelab.stochastic import StochasticPruning, median
 
 TINY = Recipe('lenet5', 'digits', epochs=2, lr=.02, bs=32, valid=200, n_train=256, size=16)
@@ -45,6 +47,13 @@ def test_every_key_of_a_description_is_read_and_needed(spec, ws):
         with pytest.raises(ValueError, match=f'{k}.*missing'):
             arms.make_pruner({n: v for n, v in spec.items() if n != k}, .5, ws, 0)
 
+@pytest.mark.parametrize('spec, what', [
+    (once('LAMB'), "'LAMB'.*'LAMP'"), ({**RULE, 'law': 'x'}, 'law.*GEV'),
+    ({**NOISE, 'choose': 'x'}, 'choice.*median'),
+    ({**DROP, 'pool': 'x'}, 'pool.*follow'), ({**DROP, 'allocation': 'x'}, 'allocation.*ERK')])
+def test_an_unknown_name_says_which_there_are(ws, spec, what):
+    with pytest.raises(ValueError, match=what): arms.make_pruner(spec, .5, ws, 0)
+
 def test_an_unknown_method_names_those_there_are(ws):
     with pytest.raises(ValueError, match="no method 'dorp'.*'drop'"):
         arms.make_pruner({'method': 'dorp'}, .5, ws, 0)
@@ -57,16 +66,16 @@ def test_a_line_from_its_first_value_to_its_last():
     assert all(arms.line(.1, 0., t) == fading(t) for t in (0, .3, .875, 1))
 
 def test_a_score_and_an_allocation(ws):
-    for score, f in (('magnitude', magnitude), ('LAMP', lamp), ('random', random_score)):
+    for score, f in (('magnitude', magnitude), ('LAMP', lamp_score), ('random', random_score)):
         for allocation, g in (('global', global_), ('uniform', uniform), ('ERK', erk)):
             cb = arms.make_pruner(once(score, allocation), .7, ws, 5, ['fc2'])
-            assert type(cb) is PruneCB and (cb.target, cb.score, cb.budget) == (.7, f, g)
+            assert type(cb) is PruneCB and (cb.target, cb.score, cb.allocation) == (.7, f, g)
             assert (cb.seed, cb.exclude, cb.schedule) == (5, ('fc2',), one_shot())
 
 def test_drop_pruning_away_and_back(ws):
     cb = arms.make_pruner(DROP, .9, ws, 3, ['fc2'])
     assert type(cb) is DropPruning and cb.odds(0) == (.9, .1) and cb.odds(.5) == (.9, pytest.approx(.06))
-    assert (cb.target, cb.value, cb.exact, cb.score, cb.budget) == (.9, 'dense', True, magnitude, uniform)
+    assert (cb.target, cb.value, cb.exact, cb.score, cb.allocation) == (.9, 'dense', True, magnitude, uniform)
     assert (cb.seed, cb.exclude, cb.schedule) == (3, ('fc2',), gradual(0, .6, 5, 3))
 
 def test_drop_pruning_without_return(ws):
@@ -77,16 +86,12 @@ def test_regrowth(ws):
     assert type(cb) is arms.Regrow and cb.grow(0) == .1 and cb.grow(.5) == .05 and cb.grow(1) == 0
     assert (cb.target, cb.seed, cb.exclude, cb.schedule) == (.9, 3, ('fc2',), gradual(0, .6, 5, 3))
 
-def test_the_threshold_is_the_smallest_weight_that_stays():
-    some = {'a': torch.tensor([[.1, -.5], [.3, .2]]), 'b': torch.tensor([[-.4, .6]])}
-    assert [arms.threshold(some, p) for p in (0., .5, 5/6)] == pytest.approx([.1, .4, .6])
-
 def test_noise_in_units_of_the_threshold(ws):
     cb = arms.make_pruner(NOISE, .8, ws, 3, ['fc2'])
-    assert type(cb) is StochasticPruning and cb.sigma == pytest.approx(.1*arms.threshold(ws, .8))
-    assert (cb.target, cb.n, cb.select, cb.kind, cb.budget, cb.seed) == (.8, 3, median, 'mul', erk, 3)
-    assert arms.make_pruner({**NOISE, 'unit': 'weight'}, .8, ws, 3).sigma == .1
-    with pytest.raises(ValueError, match="'weight' or 'threshold'"):
+    assert type(cb) is StochasticPruning and cb.sigma == pytest.approx(.1*threshold(ws, .8))
+    assert (cb.target, cb.n, cb.select, cb.kind, cb.allocation, cb.seed) == (.8, 3, median, 'mul', erk, 3)
+    assert arms.make_pruner({**NOISE, 'unit': None}, .8, ws, 3).sigma == .1
+    with pytest.raises(ValueError, match="'threshold'"):
         arms.make_pruner({**NOISE, 'unit': 'tau'}, .8, ws, 3)
 
 def test_the_extreme_value_rule(ws):
@@ -183,13 +188,13 @@ def by_hand(net, cb, epochs=2, lr=.02):
     return before, right(learn.model, learn.dls.test), sparsity(cb.masks) if cb else 0.
 
 def hands(ws):
-    sigma = .1*arms.threshold(ws, .8)
+    sigma = .1*threshold(ws, .8)
     five = gradual(0, .6, 5)
     return {'dense': (None, lambda: None),
-            'LAMP': (once('LAMP'), lambda: PruneCB(.8, score=lamp, seed=1)),
+            'LAMP': (once('LAMP'), lambda: PruneCB(.8, score=lamp_score, seed=1)),
             'random': (once('random'), lambda: PruneCB(.8, score=random_score, seed=1)),
             'noise': ({**NOISE, 'kind': 'add'},
-                      lambda: StochasticPruning(.8, sigma, n=3, select=median, budget=erk, seed=1)),
+                      lambda: StochasticPruning(.8, sigma, n=3, select=median, allocation=erk, seed=1)),
             'extreme': (GEV, lambda: ExtremeValuePruning(9, .1, .9, kernel=False, least=60, seed=1)),
             'drop': ({**DROP, 'value': 'dropped', 'back to': 0., 'exact': False, 'allocation': 'global'},
                      lambda: DropPruning(.8, away=.9, back=fading, schedule=five, seed=1)),

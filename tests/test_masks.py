@@ -1,79 +1,130 @@
 "Exact selection against sorting, for every floating type and every awkward value."
-import numpy as np, pytest, torch
+import pytest
+import torch
 from prunelab.core import generator
-from prunelab.masks import erk, global_, keep_top, kth_largest, largest_remainder, uniform
+from prunelab.masks import Threshold, apply_, from_ordered_int, keep_top, kth_largest, ordered_int, sparsity
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-AWKWARD = [0., -0., float('inf'), -float('inf'), 1e-40, -1e-40, 6e-8, -6e-8, 65504., -65504., 1., -1., 1., 1.]
+INF, NAN = float('inf'), float('nan')
+AWKWARD = [0., -0., INF, -INF, 1e-40, -1e-40, 6e-8, -6e-8, 65504., -65504., 1., -1., 1., 1.]
+SHAPES = [(37, 5), (8, 3, 3, 3), (1, 1), (300, 7)]
 
-def scores(kind, dtype, seed):
+def normal(shape, gen): return torch.randn(shape, generator=gen, device='cpu')
+def positive(shape, gen): return torch.rand(shape, generator=gen, device='cpu')
+def ties(shape, gen): return torch.randint(-2, 3, shape, generator=gen, device='cpu').float()
+def constant(shape, gen): return torch.full(shape, -.5, device='cpu')
+def awkward(shape, gen):
+    which = torch.randint(len(AWKWARD), shape, generator=gen, device='cpu')
+    return torch.tensor(AWKWARD, device='cpu')[which]
+
+def draw(kind, dtype, seed):
     gen = generator(seed, 'cpu')
-    shapes = [(37, 5), (8, 3, 3, 3), (1, 1), (300, 7)]
-    draw = {'normal': lambda s: torch.randn(s, generator=gen, device='cpu'), 'positive': lambda s: torch.rand(s, generator=gen, device='cpu'),
-            'ties': lambda s: torch.randint(-2, 3, s, generator=gen, device='cpu').float(), 'constant': lambda s: torch.full(s, -.5, device='cpu'),
-            'awkward': lambda s: torch.tensor(AWKWARD, device='cpu')[torch.randint(len(AWKWARD), s, generator=gen, device='cpu')]}[kind]
-    return {str(i): draw(s).to(dtype) for i, s in enumerate(shapes)}
+    return {str(i): kind(shape, gen).to(dtype) for i, shape in enumerate(SHAPES)}
+
+def joined(tensors): return torch.cat([t.flatten() for t in tensors.values()])
+
+# floats as ordered integers
 
 @pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('kind', ['normal', 'positive', 'ties', 'constant', 'awkward'])
-def test_selection_is_what_sorting_says(kind, dtype):
+def test_ordered_integers_sort_like_the_floats(dtype):
+    x = joined(draw(awkward, dtype, 0))
+    by_int = x[ordered_int(x).argsort()]
+    assert torch.equal(by_int, x.sort().values)
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_equal_floats_are_equal_integers(dtype):
+    x = torch.tensor(AWKWARD, dtype=dtype, device='cpu')
+    i = ordered_int(x)
+    assert torch.equal(i[:, None] == i, x[:, None] == x)
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_the_way_back(dtype):
+    x = joined(draw(awkward, dtype, 1))
+    assert torch.equal(from_ordered_int(ordered_int(x), dtype), x)
+
+def test_no_floats():
+    assert ordered_int(torch.zeros(0)).shape == (0,)
+
+# the k-th largest
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('kind', [normal, positive, ties, constant, awkward])
+def test_kth_largest_is_what_sorting_says(kind, dtype):
     for seed in range(3):
-        s = scores(kind, dtype, seed)
-        flat = torch.cat([v.flatten() for v in s.values()])
-        order = flat.sort(descending=True)[0]
+        scores = draw(kind, dtype, seed)
+        flat = joined(scores)
+        falling, n = flat.sort(descending=True).values, len(flat)
+        for k in {1, 2, n//3, n//2, n - 1, n}:
+            value = falling[k - 1].item()
+            above, equal = int((flat > value).sum()), int((flat == value).sum())
+            assert kth_largest(scores, k) == Threshold(value, wanted=k - above, equal=equal)
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('kind', [normal, positive, ties, constant, awkward])
+def test_keep_top_keeps_the_first_of_equals(kind, dtype):
+    for seed in range(3):
+        scores = draw(kind, dtype, seed)
+        flat = joined(scores)
         n = len(flat)
         for k in {1, 2, n//3, n//2, n - 1, n}:
-            t, wanted, equal = kth_largest(s, k)
-            assert t == order[k-1].item() and equal == (flat == order[k-1]).sum() and wanted == k - (flat > order[k-1]).sum()
-            m = torch.cat([v.flatten() for v in keep_top(s, k).values()])
-            assert m.sum() == k and (k == n or flat[m].min() >= flat[~m].max())
-            ties = (flat == order[k-1]).nonzero().flatten()
-            assert m[ties].tolist() == [True]*wanted + [False]*(equal - wanted)        # the earlier position first
+            expected = torch.zeros(n, dtype=torch.bool, device='cpu')
+            expected[flat.argsort(descending=True, stable=True)[:k]] = True
+            assert torch.equal(joined(keep_top(scores, k)), expected)
 
-def test_more_than_one_piece():
+def test_scores_of_more_than_one_piece():
     gen = generator(0, 'cpu')
-    s = {'a': torch.randint(5, (700, 1000), generator=gen, device='cpu').float(), 'b': torch.randint(5, (1 << 18,), generator=gen, device='cpu').float()}
-    flat = torch.cat([v.flatten() for v in s.values()])
+    scores = {'a': torch.randint(5, (700, 1000), generator=gen, device='cpu').float(),
+              'b': torch.randint(5, (1 << 18,), generator=gen, device='cpu').float()}
+    flat = joined(scores)
     for k in (1, 100_000, 500_000, 900_000):
-        m = torch.cat([v.flatten() for v in keep_top(s, k).values()])
-        assert m.sum() == k and flat[m].min() >= flat[~m].max()
+        mask = joined(keep_top(scores, k))
+        assert mask.sum() == k and flat[mask].min() >= flat[~mask].max()
 
-def test_layouts_and_mixed_types():
-    gen = generator(0, 'cpu')
-    w = torch.randn(8, 4, 3, 3, generator=gen, device='cpu')
-    plain, last = keep_top({'w': w}, 50)['w'], keep_top({'w': w.to(memory_format=torch.channels_last)}, 50)['w']
+def test_the_layout_does_not_matter():
+    w = torch.randn(8, 4, 3, 3, generator=generator(0, 'cpu'), device='cpu')
+    plain, last = (keep_top({'w': t}, 50)['w'] for t in (w, w.to(memory_format=torch.channels_last)))
     assert torch.equal(plain, last)
-    ones = {'w': torch.ones(8, 4, 3, 3, device='cpu').to(memory_format=torch.channels_last), 't': torch.ones(6, 5, device='cpu').T}
-    assert sum(int(m.sum()) for m in keep_top(ones, 17).values()) == 17
+
+def test_ties_in_any_layout_are_counted():
+    ones = {'w': torch.ones(8, 4, 3, 3, device='cpu').to(memory_format=torch.channels_last),
+            't': torch.ones(6, 5, device='cpu').T}
+    assert joined(keep_top(ones, 17)).sum() == 17
+
+def test_layers_of_different_types():
+    w = torch.randn(8, 4, 3, 3, generator=generator(0, 'cpu'), device='cpu')
     mixed = {'a': w.half(), 'b': w.bfloat16(), 'c': w.double()}
-    assert sum(int(m.sum()) for m in keep_top(mixed, 101).values()) == 101
+    assert joined(keep_top(mixed, 101)).sum() == 101
+
+# what is refused
 
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('sign', [1, -1])
 def test_nan_is_refused_by_name(dtype, sign):
-    bad = torch.tensor([1., float('nan')], device='cpu')*sign
-    with pytest.raises(ValueError, match="'b'"): keep_top({'a': torch.ones(2, dtype=dtype, device='cpu'), 'b': bad.to(dtype)}, 2)
+    bad = torch.tensor([1., NAN], device='cpu')*sign
+    scores = {'a': torch.ones(2, dtype=dtype, device='cpu'), 'b': bad.to(dtype)}
+    with pytest.raises(ValueError, match=r"\['b'\]"): keep_top(scores, 2)
 
-@pytest.mark.parametrize('budget', [global_, uniform, erk])
-def test_budgets_are_exact_for_any_shapes(budget):
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        s = {str(i): torch.rand(tuple(rng.integers(1, 12, rng.choice([2, 4]))), device='cpu') for i in range(rng.integers(1, 6))}
-        n, p = sum(v.numel() for v in s.values()), float(rng.uniform(0, .999))
-        masks = budget(s, p)
-        assert sum(int(m.sum()) for m in masks.values()) == n - round(p*n)
-        assert all(m.shape == s[k].shape and m.dtype == torch.bool for k, m in masks.items())
+@pytest.mark.parametrize('pattern', [0x7f800001, -0x7fffff])
+def test_nan_whose_first_digit_is_that_of_infinity_is_refused(pattern):
+    signalling = torch.tensor([pattern, 0], dtype=torch.int32, device='cpu').view(torch.float32)
+    assert signalling[0].isnan()
+    with pytest.raises(ValueError, match='not numbers'): keep_top({'a': signalling}, 1)
 
-def test_largest_remainder():
-    rng = np.random.default_rng(1)
-    for _ in range(200):
-        x = rng.uniform(0, 50, rng.integers(1, 9)); total = round(x.sum()); x *= total/x.sum()
-        whole = largest_remainder(x.tolist())
-        assert sum(whole) == total and np.abs(np.array(whole) - x).max() < 1 + 1e-9
+@pytest.mark.parametrize('k', [-1, 3])
+def test_a_count_out_of_range_is_refused(k):
+    with pytest.raises(ValueError, match=f'cannot keep {k} of 2'): keep_top({'a': torch.ones(2)}, k)
+
+# masks at work
+
+def test_apply_leaves_other_names_alone():
+    ws = {'a': torch.ones(3), 'b': torch.full((2,), NAN)}
+    apply_(ws, {'a': torch.tensor([True, False, True])})
+    assert ws['a'].tolist() == [1, 0, 1] and ws['b'].isnan().all()
+    assert sparsity({'a': ws['a']}) == pytest.approx(1/3)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device here')
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_cuda_agrees_with_cpu(dtype):
-    s = scores('ties', dtype, 0)
-    on_gpu = keep_top({k: v.cuda() for k, v in s.items()}, 500)
-    assert all(torch.equal(m, on_gpu[k].cpu()) for k, m in keep_top(s, 500).items())
+    scores = draw(ties, dtype, 0)
+    on_gpu = keep_top({n: s.cuda() for n, s in scores.items()}, 500)
+    assert all(torch.equal(m, on_gpu[n].cpu()) for n, m in keep_top(scores, 500).items())

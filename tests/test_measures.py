@@ -11,13 +11,15 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
 from torch.nn import functional as F
+from prunelab.allocation import global_
 from prunelab.callbacks import PruneCB
 from prunelab.core import seeded, weights
 from prunelab.lab import measures
 from prunelab.lab.answers import tally, unpack
 from prunelab.lab.data import DeviceLoader, Images
 from prunelab.lab.measures import ALLOCATIONS, ARMS, PRUNERS, SCORES
-from prunelab.masks import apply_, global_, sparsity
+from prunelab.lab.training import Dense, Recipe, learner
+from prunelab.masks import apply_, sparsity
 from prunelab.scores import magnitude
 from prunelab.stochastic import StochasticPruning, stochastic_prune
 
@@ -35,16 +37,21 @@ def pixels(
     y = (x[..., 1] > x[..., 0]).long().flatten() if y is None else torch.tensor(y, device='cpu')
     return Images(x.contiguous(), y, ['left', 'right'])
 
+def noise_pairs(n):
+    "Many images of 1×2 random pixels"
+    with seeded(n): left, right = torch.randint(256, (2, n), device='cpu')
+    return pixels(left.tolist(), right.tolist())
+
 def compare():
     "Logits are the pixels themselves: always right about `pixels`"
     layer = nn.Linear(2, 2, bias=False)
     with torch.no_grad(): layer.weight.copy_(torch.tensor([[2., 0.], [0., 1.9]]))
     return nn.Sequential(nn.Flatten(), layer)
 
-def net_of(model, *splits, network='lenet5', bs=4):
+def net_of(model, *splits, network='lenet5', bs=4, device='cpu'):
     "What measures need of a `Dense`"
     train, *others = (DeviceLoader(ds, bs, after_batch=[IntToFloatTensor()]) for ds in splits)
-    dls = DataLoaders(train.new(shuffle=True), *others, device=torch.device('cpu'))
+    dls, model = DataLoaders(train.new(shuffle=True), *others, device=torch.device(device)), model.to(device)
     def again():
         learn = Learner(DataLoaders(*dls.loaders), copy.deepcopy(model), CrossEntropyLossFlat(), SGD, .1)
         learn.remove_cbs(learn.cbs[2:])
@@ -62,26 +69,41 @@ def pair():
     "The comparing network, three validation images, four test images"
     return net_of(compare(), TRAIN, VALID, TEST)
 
+def centred(x): return x - x.mean((2, 3), keepdim=True)
+
 class Small(nn.Module):
-    "Two convolutions with BatchNorm between them, and a classifier"
+    "Two convolutions with BatchNorm between, and a classifier; brightness makes no difference"
     def __init__(self):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
         self.layer = nn.Conv2d(4, 6, 3, padding=1, bias=False)
-        self.fc = nn.Linear(6, 3)
-    def forward(self, x): return self.fc(F.relu(self.layer(F.relu(self.bn1(self.conv1(x))))).mean((2, 3)))
+        self.fc = nn.Linear(6*5*5, 3, bias=False)
+    def between(self, x): return F.relu(self.bn1(self.conv1(centred(x))))
+    def forward(self, x): return self.fc(centred(self.layer(self.between(x))).flatten(1))
 
-def noise_images(n, seed, low=0, high=256):
-    "Images of 5×5 random pixels, three classes in turn"
+def noise_images(n, seed, model, low=0, high=256):
+    "Images of 5×5 random pixels; the classes are the answers of `model`"
     with seeded(seed): x = torch.randint(low, high, (n, 1, 5, 5), dtype=torch.uint8, device='cpu')
-    return Images(x, torch.arange(n, device='cpu') % 3, list('abc'))
+    return Images(x, model.eval()(x/255).argmax(1), list('abc'))
+
+def small_net(device):
+    """A network that is right about all images until it is pruned; its first and last layer never are
+
+    Test images have less contrast than others, so that their statistics are others, too."""
+    with seeded(3): model = Small()
+    splits = noise_images(60, 0, model), noise_images(24, 1, model), noise_images(30, 2, model, low=150)
+    return net_of(model, *splits, network='resnet18', device=device)
 
 @pytest.fixture
-def small():
-    "Untrained; its first convolution and classifier are never pruned. Test images are the brightest"
-    with seeded(3): model = Small()
-    splits = noise_images(60, 0, high=100), noise_images(24, 1), noise_images(30, 2, low=150)
-    return net_of(model, *splits, network='resnet18')
+def small(): return small_net('cpu')
+
+def test_the_small_network_is_worth_measuring(small):
+    "Noise and pruning change its answers, image by image and count by count"
+    def count(member, split='test'): return int(measures.right(small, member, split, None).sum())
+    assert (count({}), count({}, 'valid')) == (30, 24)
+    plain = [count(measures.draw(small, 0, 0, gamma, 0., GMP)) for gamma in (.5, .7)]
+    noisy = [count(measures.draw(small, 5, i, .5, .3, GMP)) for i in range(4)]
+    assert 30 > plain[0] > plain[1] >= max(noisy) and len(set(noisy)) > 1
 
 # Pruners as data
 
@@ -91,7 +113,7 @@ def test_a_pruner_is_built_from_its_data():
         assert pruner['score'] in SCORES and pruner['allocation'] in ALLOCATIONS
 
 def test_an_unknown_name_is_refused_and_the_known_ones_are_listed():
-    with pytest.raises(ValueError, match='LAMP'): measures.build_score({'score': 'lamp'}, .9)
+    with pytest.raises(ValueError, match='LAMP'): measures.build_score({'score': 'lamp_score'}, .9)
     with pytest.raises(ValueError, match='ERK'): measures.build_allocation({'allocation': 'erk'})
     with pytest.raises(ValueError, match='TPE'): measures.build_sampler({'name': 'tpe'})
 
@@ -163,7 +185,7 @@ def test_noise_elsewhere_reaches_the_layers_that_stay_dense(small):
     assert all(0 < (rest[n] - ws[n]).abs().max() < .3 for n in rest)
 
 def test_a_member_takes_the_place_of_weights_and_buffers(small):
-    member = {'fc.weight': torch.full((3, 6), 2.), 'bn1.running_mean': torch.full((4,), 5.)}
+    member = {'fc.weight': torch.full((3, 150), 2.), 'bn1.running_mean': torch.full((4,), 5.)}
     before = {k: v.clone() for k, v in small.learn.model.state_dict().items()}
     model = measures.with_member(small, member).state_dict()
     for k, v in before.items(): assert torch.equal(model[k], member.get(k, v))
@@ -257,19 +279,18 @@ def test_noise_everywhere_is_another_population(small):
 # BatchNorm's statistics
 
 def test_new_statistics_are_those_of_training_images(small):
-    "Test images are brighter: their mean would be another one"
+    "Test images have less contrast: their variance would be another one"
     member = measures.with_statistics(small, {}, {'images': 60, 'batch': 60})
-    conv = small.learn.model.conv1(noise_images(60, 0, high=100).x/255)
-    assert torch.allclose(member['bn1.running_mean'], conv.mean((0, 2, 3)), atol=1e-6)
-    assert torch.allclose(member['bn1.running_var'], conv.var((0, 2, 3)), rtol=1e-4)
-    bright = small.learn.model.conv1(noise_images(30, 2, low=150).x/255).mean((0, 2, 3))
-    assert not torch.allclose(member['bn1.running_mean'], bright, rtol=.1)
+    train, test = (small.learn.model.conv1(centred(small.learn.dls[i].dataset.x/255)) for i in (0, 2))
+    assert torch.allclose(member['bn1.running_mean'], train.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(member['bn1.running_var'], train.var((0, 2, 3)), rtol=1e-4)
+    assert not torch.allclose(member['bn1.running_var'], test.var((0, 2, 3)), rtol=.1)
 
 def test_new_statistics_are_those_of_the_member(small):
     doubled = {'conv1.weight': 2*small.learn.model.conv1.weight.detach()}
     new = {'images': 60, 'batch': 20}
     plain, member = (measures.with_statistics(small, m, new) for m in ({}, doubled))
-    assert torch.allclose(member['bn1.running_mean'], 2*plain['bn1.running_mean'], atol=1e-6)
+    assert torch.allclose(member['bn1.running_var'], 4*plain['bn1.running_var'], rtol=1e-4)
     assert torch.equal(member['conv1.weight'], doubled['conv1.weight'])
     assert measures.with_statistics(small, doubled, None) is doubled
 
@@ -350,7 +371,7 @@ def test_where_nothing_is_pruned_the_variance_is_that_before(small):
 
 def test_variance_ratio_of_a_layer_by_hand(small):
     r, model = seen(small), small.learn.model.eval()
-    inputs = [F.relu(model.bn1(model.conv1(x))) for x, _ in measures.batches(small, 'test', 30, True, 15)]
+    inputs = [model.between(x) for x, _ in measures.batches(small, 'test', 30, True, 15)]
     def V(w): return sum(F.conv2d(x, w, padding=1).var((0, 2, 3)).sum().item() for x in inputs)/2
     w = model.layer.weight.detach()
     pruned = measures.draw(small, 0, 0, .6, 0., GMP)['layer.weight']
@@ -398,6 +419,23 @@ def test_a_layer_is_pruned_alone():
     harder = measures.alone(net, 0, .75, {'GMP': GMP}, None)['GMP']
     assert harder == {'1.weight': [2, dense], '2.weight': [0, 2]}       # a dead layer calls everything 'left'
 
+def test_noise_in_one_layer_leaves_the_others_alone():
+    "Whoever is counted has noise in the layer of that name, and the dense weights in the other"
+    with seeded(0): model = nn.Sequential(nn.Flatten(), nn.Linear(2, 8), nn.Linear(8, 2))
+    net = net_of(model, TRAIN, VALID, noise_pairs(200))
+    r = measures.layer_noise(net, 3, .5, .4, None, GMP, 2, None)
+    ws = measures.prunable(net)
+    def count(member): return int(measures.right(net, member, 'test', None).sum())
+    assert r['n'] == 200 and r['no noise'] == count(measures.draw(net, 3, 0, .5, 0., GMP))
+    assert r['all layers'] == [count(measures.draw(net, 3, i, .5, .4, GMP)) for i in range(2)]
+    for name in ws:
+        for i in range(2):
+            masks, noisy = stochastic_prune(ws, .5, {name: .4}, (3, i))
+            other = next(n for n in ws if n != name)
+            assert torch.equal(noisy[other], ws[other])
+            assert r['layers'][name][i] == count(apply_(noisy, masks))
+    assert len({*r['all layers'], *(k for ks in r['layers'].values() for k in ks)}) > 2
+
 # Fine-tuning
 
 def tune(net, arm='DP', **kwargs):
@@ -407,8 +445,9 @@ def tune(net, arm='DP', **kwargs):
 def test_fine_tuning_sees_as_many_images_as_were_asked_for(small):
     tune(small)
     ds = small.again.learn.dls.train.dataset
-    assert len(ds) == 30 and ds.y.bincount().tolist() == [10]*3
-    assert len(small.learn.dls.train.dataset) == 60
+    whole = small.learn.dls.train.dataset
+    assert (len(ds), len(whole)) == (30, 60)
+    assert (2*ds.y.bincount() - whole.y.bincount()).abs().max() <= 1           # as many of each class
 
 @pytest.mark.parametrize('arm', ['DP', 'SP'])
 def test_fine_tuning_stays_sparse_and_leaves_batchnorm_alone(small, arm):
@@ -493,17 +532,39 @@ def test_samplers_and_objectives_are_data(small):
 # Experiments declare everything
 
 MEASUREMENTS = ('without_noise', 'one_shot', 'decomposed', 'placement', 'variances', 'sweep', 'alone',
-                'fine_tune', 'searched')
+                'layer_noise', 'fine_tune', 'searched')
 
 @pytest.mark.parametrize('name', MEASUREMENTS)
 def test_no_parameter_of_a_measurement_has_a_default(name):
     for p in inspect.signature(getattr(measures, name)).parameters.values():
         assert p.default is inspect.Parameter.empty or p.name == 'state', p
 
-def test_nothing_touches_the_dense_network(small):
+def test_nothing_touches_the_dense_network(device):
+    "And everything runs on a GPU, too"
+    small = small_net(device)
     before = {k: v.clone() for k, v in small.learn.model.state_dict().items()}
     tune(small, 'SP')
     shot(small, .5, .3, everywhere=True, statistics={'images': 60, 'batch': 20})
     seen(small)
     measures.sweep(small, 0, .7, [.3], None, GMP, 1, 60, None)
+    measures.decomposed(small, 5, .5, .3, None, GMP, list(ARMS), 1, 1, None, BOTH)
+    measures.without_noise(small, 0, .5, PRUNERS, None, BOTH)
     for k, v in small.learn.model.state_dict().items(): assert torch.equal(v, before[k])
+
+# What measures take for granted: dense networks of other seeds, batches of other orders
+
+LENET = Recipe('lenet5', 'digits', epochs=3, lr=.02, bs=64, valid=.2, n_train=256, size=16)
+
+def test_every_seed_has_initial_weights_of_its_own():
+    a, again, b = (learner(LENET, seed, 'cpu').model.state_dict() for seed in (0, 0, 1))
+    for k in a: assert torch.equal(a[k], again[k]) and not torch.equal(a[k], b[k])
+
+def orders(learn, epochs):
+    "The images of each epoch, in their order, as sums of pixels"
+    return [torch.cat([x.sum((1, 2, 3)) for x, _ in learn.dls.train]).tolist() for _ in range(epochs)]
+
+def test_a_second_training_sees_none_of_the_old_orders():
+    net = Dense(learner(LENET, 0, 'cpu'), LENET, 0, {})
+    before, after = orders(net.learn, LENET.epochs), orders(net.again(), 2)
+    assert all(new not in before for new in after) and after[0] != after[1]
+    for new in after: assert sorted(new) == pytest.approx(sorted(before[0]), abs=1e-2)

@@ -70,9 +70,9 @@ CURVE5, CURVE300 = [14.3, 25, 50, 100, 200], [2, 5, 12, 25, 50, 100, 200]
 NO_LOSS = {('away and back', 14.3): {'error': 'no loss'}, ('away and back', 11.1): {'error': 'no loss'}}
 
 EXPERIMENTS = [ # cell, dense network, epochs, learning rate, compressions, arms
-    *block('lenet5-mnist', DENSE5, 8, .05, [14.3], ARMS, claims=NO_LOSS, minutes=1.),
-    *block('lenet5-mnist', DENSE5, 3, .05, CURVE5, ARMS, claims=NO_LOSS, minutes=.5),
-    *block('vgg16-cifar10-short', VGG_SHORT, 8, .02, [11.1], FEW, (0,), NO_LOSS, minutes=45.),
+    *block('lenet5-mnist', DENSE5, 8, .05, [14.3], ARMS, claims=NO_LOSS, minutes=1.5),
+    *block('lenet5-mnist', DENSE5, 3, .05, CURVE5, ARMS, claims=NO_LOSS, minutes=.6),
+    *block('vgg16-cifar10-short', VGG_SHORT, 8, .02, [11.1], FEW, (0,), NO_LOSS, minutes=32.),
     *block('lenet300-mnist', DENSE300, 8, .05, CURVE300, ARMS, minutes=.3),
     *block('vgg16-cifar10', VGG, 60, .05, [11.1, 25, 50], ARMS, (0, 1, 2), NO_LOSS, gpu=True)]
 

@@ -170,11 +170,12 @@ def old_rows(
     results, # Folder of rows
     paper:str, # 'stochastic', 'drop' or 'extreme'
     only:str='*', # Names, as a glob
-) -> pd.DataFrame: # One row per unit: name, seed, parameters, what was found, seconds, device, protocol (1)
+) -> pd.DataFrame: # Per unit: name, seed, parameters, what was found, dense, seconds, device, protocol (1)
     "What was measured before rows had an identity"
     def line(r):
-        about = {'seconds': r['seconds'], 'device': r['device'], 'protocol': 1}
+        about = {'dense': r['dense'], 'seconds': r['seconds'], 'device': r['device'], 'protocol': 1}
         return {'name': r['name'], 'seed': r['seed'], **r['what']['params'], **r['result'], **about}
     every = read(Path(results)/f'{paper}.jsonl')
     found = [line(r) for r in every if 'identity' not in r and fnmatch(r['name'], only)]
-    return pd.DataFrame(found, columns=None if found else ['name', 'seed', 'seconds', 'device', 'protocol'])
+    columns = ['name', 'seed', 'dense', 'seconds', 'device', 'protocol']
+    return pd.DataFrame(found, columns=None if found else columns)

@@ -135,7 +135,7 @@ def lenets() -> list: # Of `Experiment`
 def mnist_nets() -> list: # Of `Experiment`
     "VGG-16 and ResNet-18 on MNIST, two epochs: what is found, and ours against LAMP after one more"
     out, tune = [], {'epochs': 1, 'lr': .02}
-    for network, minutes, looked in (('vgg16', 6., 1.), ('resnet18', 8., 1.5)):
+    for network, minutes, looked in (('vgg16', 6.5, .8), ('resnet18', 8., 1.2)):
         cell = f'{network}-mnist-short'
         recipe = Recipe(network, 'mnist', epochs=2, lr=.05, size=32, precision='bf16')
         out += findings(cell, recipe, SIZES, minutes=looked)

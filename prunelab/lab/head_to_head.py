@@ -57,7 +57,7 @@ def on_resnet20(
     params = {'pruner': pruner, 'sparsity': sparsity, 'exclude': [*UNPRUNED['resnet20']], 'epochs': 3,
               'lr': .02}
     tiny = {'epochs': 1, 'pruner': with_few_blocks(pruner), 'sparsity': with_few_blocks(sparsity)}
-    return Experiment(f'head_to_head/resnet20-cifar10/{arm}', trained, RESNET20, params, SEEDS, minutes=4.,
+    return Experiment(f'head_to_head/resnet20-cifar10/{arm}', trained, RESNET20, params, SEEDS, minutes=3.,
                       tiny=tiny)
 
 # %% ../../nbs/lab/34_head_to_head.ipynb #h2h00014

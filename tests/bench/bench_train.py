@@ -1,4 +1,4 @@
-"""Training as the reproductions do it, images per second through a `Learner`: `python -m tests.bench.bench_train`
+"""Training as the reproductions do it, images a second through a `Learner`: python -m tests.bench.bench_train
 
 Contestants take turns and the best of their rounds counts: on a busy machine ratios say more than times.
 """

@@ -5,8 +5,8 @@ thread, even ones with two, and the third without the processor's vector units.
 """
 import os, platform, re, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
-import torch
 from fastcore.script import call_parse
 from .training import training_pages
 
@@ -89,7 +89,7 @@ def report(pages, machines, found):
     "The table, what its columns mean, and what failed"
     failures = [f'\n* {name(page)}, machine {machine}: `{failure}`\n'
                 for (page, machine), (failure, _) in found.items() if failure]
-    return REPORT.format(torch=torch.__version__.partition('+')[0], python=platform.python_version(),
+    return REPORT.format(torch=version('torch').partition('+')[0], python=platform.python_version(),
                          hold=len(found) - len(failures), n=len(found), table=table(pages, machines, found),
                          failures=''.join(failures))
 
