@@ -19,7 +19,7 @@ URL  = f"https://{CFG['user']}.github.io/{CFG['repo']}"                        #
 PARTS = {0: 'The workbench', 10: 'Paper 1: noise, then pruning', 20: 'Paper 2: drop away, drop back', 30: 'Paper 3: extreme values', 40: 'Searching and measuring'}
 FOLDERS = {'tutorials': 'Tutorials', '': None, 'repro': 'Reproductions', 'lab': 'The lab', 'guide': 'Guide'}     # in the sidebar's order; others follow
 FENCE = re.compile(r'(^ {0,3}(?:```|~~~).*?^ {0,3}(?:```|~~~)\s*?$)', re.M | re.S)
-DIRECTIVES = {'default_exp', 'export', 'exports', 'exporti', 'hide', 'hide_line', 'hide_input', 'hide_output', 'filter_stream', 'eval', 'echo', 'output', 'code-fold', 'code-summary'}
+DIRECTIVES = {'default_exp', 'export', 'exports', 'exporti', 'hide', 'hide_line', 'hide_input', 'hide_output', 'filter_stream', 'eval', 'echo', 'output', 'code-fold', 'code-summary', 'fig-alt'}
 IMAGE, CALLOUT = re.compile(r'<text[^>]*>([^<]+)</text>'), re.compile(r'^::: *\{\.callout-(\w+)([^}]*)\} *\n(.*?)^::: *$', re.M | re.S)
 
 # ---- what is exported: read, not imported
@@ -108,7 +108,8 @@ class Tags(Processor):
         if 'exports' in d: tags.append('exported')
         if figure := next((s for o in c.get('outputs', []) if (s := ''.join(o.get('data', {}).get('image/svg+xml', '')))), None):
             texts = [html.unescape(t) for t in IMAGE.findall(figure)]
-            look['image'] = dict(alt=max(texts, key=len, default='figure'), classes='picture' if '<image' in figure and 'xtick' not in figure else 'lines')     # pictures have no axes
+            alt = d.get('fig-alt', '').strip('"\'') or max(texts, key=len, default='figure')
+            look['image'] = dict(alt=alt, classes='picture' if '<image' in figure and 'xtick' not in figure else 'lines')     # pictures have no axes
         c.metadata = dict(tags=tags, **({'mystnb': look} if look else {}))
 
 # ---- Quarto's dialect -> MyST

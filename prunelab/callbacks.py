@@ -20,7 +20,8 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 
 from .allocation import global_
-from .core import weights, seeded, OURS, generator
+from .core import weights, seeded, generator
+from .plotting import OURS
 from .hold import holder_of, in_lr_find
 from .masks import kept, sparsity
 from .schedules import Schedule, one_shot
@@ -270,16 +271,3 @@ def prune(self:Learner,
         if guest: cb.learn = None
     cb.done = len(cb.schedule.at)
     return cb
-
-# %% ../nbs/06_callbacks.ipynb #6ca11ba1
-def _with_budget(init):     # until every page says allocation, holder, sparsity_at, prune_at, new_generator
-    def __init__(self, *args, **kwargs):
-        if 'budget' in kwargs: kwargs['allocation'] = kwargs.pop('budget')
-        init(self, *args, **kwargs)
-    return __init__
-
-PruneCB.__init__ = _with_budget(PruneCB.__init__)
-PruneCB.goal, PruneCB.gen, PruneCB.prune = PruneCB.sparsity_at, PruneCB.new_generator, PruneCB.prune_at
-PruneCB.hold = property(lambda self: self.holder)
-PruneCB.budget = property(lambda self: self.allocation)
-PruneCB.start = property(lambda self: self.initial_sparsity)

@@ -118,11 +118,3 @@ def eval_mode(
     try: yield
     finally:
         for m, mode in modes.items(): m.training = mode
-
-# %% ../nbs/00_core.ipynb #c0re00a1
-def __getattr__(name):
-    "Until every page says prunelab.plotting"
-    import importlib
-    if name in ('DENSE', 'PLAIN', 'OURS', 'COLORS', 'house_style'):
-        return getattr(importlib.import_module('prunelab.plotting'), name)
-    raise AttributeError(name)

@@ -12,8 +12,10 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from .callbacks import PruneCB
-from .core import generator, OURS, PLAIN
-from .masks import _places, global_, keep_top, kept
+from .core import generator
+from .plotting import OURS, PLAIN
+from .allocation import global_
+from .masks import flatnonzero, keep_top, kept
 from .schedules import Schedule, gradual
 from .scores import score_with
 
@@ -25,7 +27,7 @@ def _hits(n, q, gen, exact=False):
     if exact:
         while len(at) < k: at = _hits(n, min((k + 6*k**.5 + 10)/n, 1), gen)
         return at[torch.randperm(len(at), generator=gen, device=dev)[:k]].sort().values        # the surplus is given back by lot
-    if q > .1: return _places(torch.rand(n, generator=gen, device=dev) < q)
+    if q > .1: return flatnonzero(torch.rand(n, generator=gen, device=dev) < q)
     while not len(at) or at[-1] < n:                                                           # rare: geometric gaps instead of a coin for each
         u = torch.rand(int(q*n + 6*(q*n)**.5) + 10, dtype=torch.float64, generator=gen, device=dev)
         at = torch.cat([at, (at[-1] if len(at) else -1) + (((-u).log1p()/np.log1p(-q)).floor().clamp(max=n).long() + 1).cumsum(0)])
@@ -47,17 +49,17 @@ def drop_away(
     u:int, # How many of the survivors count as unimportant
     away:float, # α in [0,1]
     gen=0, # Seed, several seeds, or a `torch.Generator` on the masks' device
-    budget=global_, # How layers share the survivors that are important
+    allocation=global_, # How layers share the survivors that are important
     exact:bool=False, # Exactly round(α·u) leave, instead of each by its own draw
 ) -> dict: # {name: bool tensor}, True = leaves; `ValueError` if there are not `u` survivors
     "Of the `u` least important survivors each leaves with probability `away`"
     n, alive = sum(m.numel() for m in masks.values()), _count(masks)
     if not 0 <= u <= alive: raise ValueError(f'cannot call {u} of {alive} surviving weights unimportant')
-    if u == alive or budget is global_ and alive < n/2:                                        # few survive: look at them alone
-        important = keep_top({k: s.flatten()[_places(masks[k].flatten())] for k, s in scores.items()}, alive - u)
-        return _pick({k: _places(m.flatten())[~important[k]] for k, m in masks.items()}, masks, away, gen, exact)
-    important = budget({k: torch.where(masks[k], s, -torch.inf) for k, s in scores.items()}, 1 - (alive - u)/n)
-    return _pick({k: _places((m & ~important[k]).flatten()) for k, m in masks.items()}, masks, away, gen, exact)
+    if u == alive or allocation is global_ and alive < n/2:                                        # few survive: look at them alone
+        important = keep_top({k: s.flatten()[flatnonzero(masks[k].flatten())] for k, s in scores.items()}, alive - u)
+        return _pick({k: flatnonzero(m.flatten())[~important[k]] for k, m in masks.items()}, masks, away, gen, exact)
+    important = allocation({k: torch.where(masks[k], s, -torch.inf) for k, s in scores.items()}, 1 - (alive - u)/n)
+    return _pick({k: flatnonzero((m & ~important[k]).flatten()) for k, m in masks.items()}, masks, away, gen, exact)
 
 # %% ../nbs/20_drop.ipynb #91c22df0
 def drop_back(
@@ -67,7 +69,7 @@ def drop_back(
     exact:bool=False, # Exactly round(β·pruned) return, instead of each by its own draw
 ) -> dict: # {name: bool tensor}, True = returns
     "Each pruned weight returns with probability `back`"
-    return _pick({k: _places(~m.flatten()) for k, m in masks.items()}, masks, back, gen, exact)
+    return _pick({k: flatnonzero(~m.flatten()) for k, m in masks.items()}, masks, back, gen, exact)
 
 # %% ../nbs/20_drop.ipynb #c7d58531
 def fraction(kept, pruned, goal, away, back, rho=.2):
@@ -110,7 +112,7 @@ class DropPruning(PruneCB):
         value:str='dropped', # A returned weight has the value it was 'dropped' with, 'zero', or its 'dense' one (before the first step)
         pool=follow, # How many survivors count as unimportant: `follow`, `beyond`, `fraction`
         exact:bool=False, # Exact numbers leave and return, instead of a draw for each weight
-        **kwargs, # Passed to `PruneCB`: score, budget, exclude, seed, when_frozen
+        **kwargs, # Passed to `PruneCB`: score, allocation, exclude, seed, when_frozen
     ):
         super().__init__(sparsity, schedule=schedule, **kwargs)
         if value not in ('dropped', 'zero', 'dense'): raise ValueError(f"the value of a returned weight is 'dropped', 'zero' or 'dense', got {value!r}")
@@ -137,15 +139,15 @@ class DropPruning(PruneCB):
 @patch
 def propose(self:DropPruning, t):
     ws, learn, (a, b) = self.weights(), self.learn, self.odds(t)
-    masks = {n: self.hold.masks[n].to(w.device) for n, w in ws.items()}
-    size, alive, p = sum(m.numel() for m in masks.values()), _count(masks), self.target if t == 1 else self.start + (self.target - self.start)*t
-    if self.done == 0: self.reach(self.start)
+    masks = {n: self.holder.masks[n].to(w.device) for n, w in ws.items()}
+    size, alive, p = sum(m.numel() for m in masks.values()), _count(masks), self.target if t == 1 else self.initial_sparsity + (self.target - self.initial_sparsity)*t
+    if self.done == 0: self.reach(self.initial_sparsity)
     self.begin(ws)
     u = round(min(max((beyond if t == 1 else self.pool)(alive, size - alive, kept(size, p), a, b), 0), alive))
-    scores = score_with(self.score, ws, model=lambda: get_model(learn.model), batch=self.batch, loss_func=lambda: learn.loss_func, gen=self.gen)
-    left, back = drop_away(scores, masks, u, a, self.gen(), self.budget, self.exact), drop_back(masks, b, self.gen(), self.exact)
+    scores = score_with(self.score, ws, model=lambda: get_model(learn.model), batch=self.batch, loss_func=lambda: learn.loss_func, gen=self.new_generator)
+    left, back = drop_away(scores, masks, u, a, self.new_generator(), self.allocation, self.exact), drop_back(masks, b, self.new_generator(), self.exact)
     spare, out = alive + _count(back) - kept(size, self.target), _count(left)
-    if out > spare: left = _pick({n: _places(m.flatten()) for n, m in left.items()}, masks, spare/out, self.gen(), True)                      # chance may not go below the target
+    if out > spare: left = _pick({n: flatnonzero(m.flatten()) for n, m in left.items()}, masks, spare/out, self.new_generator(), True)                      # chance may not go below the target
     self.note(masks, left, back)
     values = {n: torch.where(masks[n], ws[n].detach(), v, out=v) if self.value == 'dropped' else torch.where(back[n], v, ws[n].detach()) for n, v in self.store.items()}
     if t == 1: self.store, self.born = {}, {}
@@ -167,7 +169,7 @@ def note(self:DropPruning, masks, left, back):
     "Count who left and who returned; cross off those who had returned before and leave again"
     step = len(self.moves)//len(self.names) + 1
     for i, n in enumerate(masks):
-        for j, c in enumerate(torch.bincount(self.born[n][_places(left[n].flatten())].long())[1:].tolist()): self.moves[j*len(self.names) + i]['stayed'] -= c
+        for j, c in enumerate(torch.bincount(self.born[n][flatnonzero(left[n].flatten())].long())[1:].tolist()): self.moves[j*len(self.names) + i]['stayed'] -= c
         self.born[n].masked_fill_(back[n].flatten(), min(step, torch.iinfo(self.born[n].dtype).max))
         self.moves.append(dict(step=self.step, layer=n, kept=_count({n: masks[n] ^ left[n] ^ back[n]}), left=_count({n: left[n]}), returned=(came := _count({n: back[n]})), stayed=came))
 

@@ -14,7 +14,8 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from .callbacks import PruneCB
 from .core import generator
-from .masks import _by_layer, keep_top, kept
+from .allocation import proportional
+from .masks import keep_top, kept
 from .schedules import Schedule, one_shot
 from .tails import Law, fit_gev, fit_gpd, ks
 
@@ -125,7 +126,7 @@ class ExtremeValuePruning(PruneCB):
         least:int=30, # How many blocks, or peaks, are enough for a law, at least 10
         **kwargs, # Passed to `PruneCB`: exclude, seed, when_frozen
     ):
-        if given := sorted({'sparsity', 'score', 'budget'} & set(kwargs)): raise ValueError(f'{given} cannot be given: the laws of the layers decide; change b, low and high, or use PruneCB')
+        if given := sorted({'sparsity', 'score', 'allocation'} & set(kwargs)): raise ValueError(f'{given} cannot be given: the laws of the layers decide; change b, low and high, or use PruneCB')
         super().__init__(None, schedule=schedule, **kwargs)
         blocks(torch.zeros(1, 1), b); extreme_masks({'q': torch.zeros(1)}, low, high)       # refuse a bad b, low or high now
         if not callable(fit): raise ValueError(f'fit is a function, such as fit_gev or fit_gumbel; got {fit!r}')
@@ -136,7 +137,7 @@ class ExtremeValuePruning(PruneCB):
 
     def propose(self, t):
         ws = self.weights()
-        held = {n: self.hold.masks[n].to(w.device) for n, w in ws.items()}
+        held = {n: self.holder.masks[n].to(w.device) for n, w in ws.items()}
         if self.finished or self.done and not self.store: return held       # found once; finalize() before looking again
         if self.done == 0: self.store = {} if t == 1 else {n: w.detach().clone() for n, w in ws.items()}
         else: self.store = {n: torch.where(held[n], ws[n].detach(), v.to(ws[n].device)) for n, v in self.store.items()}
@@ -175,4 +176,4 @@ def layerwise(
     size = [s.numel() for s in scores.values()]
     gone = [fractions.get(key[n], 0)*m for n, m in zip(scores, size)]
     less = min((sum(size) - kept(sum(size), sparsity))/max(sum(gone), 1), 1)
-    return _by_layer(scores, [m - g*less for m, g in zip(size, gone)], sparsity)
+    return proportional(scores, [m - g*less for m, g in zip(size, gone)], sparsity)

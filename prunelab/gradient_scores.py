@@ -94,24 +94,24 @@ def synflow(
     return {n: (leaves[n]*g/R).detach().nan_to_num(0.).float() for n, g in zip(leaves, gs)}
 
 # %% ../nbs/03b_gradient_scores.ipynb #1fa604fd
-def _rounds(score, budget, sparsity, rounds, ws, **offers):
+def _rounds(score, allocation, sparsity, rounds, ws, **offers):
     masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in ws.items()}
     since = {n: torch.zeros_like(w, dtype=torch.float32) for n, w in ws.items()}    # minus the rounds since a weight left
     for k in range(1, rounds + 1):
         s = score({n: w.detach().masked_fill(~masks[n], 0) for n, w in ws.items()}, **offers)
         if k == rounds: break
-        masks = budget({n: t.masked_fill(~masks[n], -torch.inf) for n, t in s.items()}, 1 - (1 - sparsity)**(k/rounds))
+        masks = allocation({n: t.masked_fill(~masks[n], -torch.inf) for n, t in s.items()}, 1 - (1 - sparsity)**(k/rounds))
         for n, m in masks.items(): since[n] -= (~m).float()
     lowest = min([0., *(t[masks[n]].min().item() for n, t in s.items() if masks[n].any())])
     return {n: torch.where(masks[n], t, lowest + since[n]) for n, t in s.items()}
 
 def iterated(
     score, # Any score function
-    budget, # How layers share the total in each round, such as `global_`
+    allocation, # How layers share the total in each round, such as `global_`
     sparsity:float, # Target, in [0,1); give the same to whoever uses the score
     rounds:int=100, # Rounds, each removing the same fraction of what is left; the last one is left to the user of the score
-): # A score function that asks for what `score` asks for; it can be pickled if `score` and `budget` can
+): # A score function that asks for what `score` asks for; it can be pickled if `score` and `allocation` can
     "The score that prunes and asks again, on the way to `sparsity`"
     if not 0 <= sparsity < 1: raise ValueError(f'sparsity is the fraction removed, at least 0 and below 1, got {sparsity}')
     if rounds < 1: raise ValueError(f'rounds is at least 1, got {rounds}')
-    return update_wrapper(partial(_rounds, score, budget, sparsity, rounds), score)
+    return update_wrapper(partial(_rounds, score, allocation, sparsity, rounds), score)

@@ -228,7 +228,3 @@ def finalize(self:HoldMasks):
     if not self.missing(): self.bind()
     last = [c for c in self.learn.cbs if isinstance(c, _CheckLast)]
     self.learn.remove_cbs([*self.pruners(), *last, self])
-
-# %% ../nbs/05b_hold.ipynb #5bho1da1
-holder = holder_of                            # until every page says holder_of, set_masks, missing
-HoldMasks.set, HoldMasks.live, HoldMasks.gone = HoldMasks.set_masks, HoldMasks.weights, HoldMasks.missing

@@ -168,13 +168,3 @@ def sparsity(
     "Measured sparsity of weights or masks"
     n = sum(t.numel() for t in d.values())
     return 1 - sum(int(t.count_nonzero()) for t in d.values())/n
-
-# %% ../nbs/04_masks.ipynb #4ma5c0a1
-def __getattr__(name):
-    "Until every page says where these are now"
-    import importlib
-    moved = {'global_', 'uniform', 'erk', 'largest_remainder', '_by_layer'}
-    new = name.replace('_by_layer', 'proportional')
-    if name in moved: return getattr(importlib.import_module('prunelab.allocation'), new)
-    if name == '_places': return flatnonzero
-    raise AttributeError(name)

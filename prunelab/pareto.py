@@ -14,7 +14,8 @@ from itertools import chain, compress
 from pathlib import Path
 import filelock, re, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from .basin import evaluate_population
-from .core import weights, DENSE, PLAIN, OURS
+from .core import weights
+from .plotting import DENSE, PLAIN, OURS
 from .masks import apply_
 from .stochastic import stochastic_prune
 
@@ -36,7 +37,7 @@ def measure(
     n:int=5, # Draws, an odd number: of an even one, the lower median
     first:int=0, # Number of the first draw
     exclude=(), # Weights to leave alone, see `weights`
-    **prune, # `score`, `budget`, `kind` of `stochastic_prune`
+    **prune, # `score`, `allocation`, `kind` of `stochastic_prune`
 ) -> tuple: # (median accuracy of the noisy ones, accuracy without noise)
     "Prune `n` noisy copies and one without noise; evaluate them"
     if n < 1: raise ValueError(f'n is the number of draws, at least 1, got {n}')
@@ -132,7 +133,7 @@ def search(
     gamma=None, # Range of sparsity; the paper's if None: .01 to .99 for `F2`, .3 to .99 for others
     n:int=5, # Draws per trial, whose median counts
     progress:bool=True, # Show a bar?
-    **prune, # `exclude`, `score`, `budget`, `kind`, see `measure`
+    **prune, # `exclude`, `score`, `allocation`, `kind`, see `measure`
 ) -> object: # An Optuna study: each trial has params `sigma`, `gamma` and user attributes `draw` (its k), `acc`, `det`; `ValueError` if `name` exists with other settings
     "Search noise and sparsity; resumes. Needs Optuna: `pip install 'prunelab[search]'`"
     optuna = load_optuna()

@@ -65,6 +65,3 @@ def score_with(
     scores = score(ws, **{name: make() for name, make in offers.items() if name in wanted})
     if scores.keys() == ws.keys(): return scores
     raise ValueError(f'the score must give one tensor for each of {list(ws)}, got {list(scores)}')
-
-# %% ../nbs/03_scores.ipynb #5c0re0a1
-lamp = lamp_score     # until every page says lamp_score

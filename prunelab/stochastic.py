@@ -14,7 +14,8 @@ from fastai.torch_core import get_model
 from .basin import correct, evaluate_population, perturb
 from .callbacks import PruneCB
 from .core import generator
-from .masks import apply_, global_
+from .allocation import global_
+from .masks import apply_
 from .scores import magnitude, score_with
 
 # %% ../nbs/12_stochastic.ipynb #7c242616
@@ -24,7 +25,7 @@ def stochastic_prune(
     sigma, # σ ≥ 0 of the noise for all weights, or {name: σ}
     gen=0, # Seed, several seeds, or a `torch.Generator`: the noise comes from it, then what the score draws
     score=magnitude, # A score function; it sees the noisy weights
-    budget=global_, # How layers share the total
+    allocation=global_, # How layers share the total
     kind:str='add', # 'add': w + σ·eps, or 'mul': w·(1 + σ·eps)
     held:dict=None, # {name: bool mask}: what is masked already is 0 before the score sees it, and stays masked
     **offers, # For scores that ask for more than weights: `model`, `batch`, `loss_func`, functions without arguments, see `score_with`
@@ -36,7 +37,7 @@ def stochastic_prune(
     gone = {n: ~held[n].to(w.device) for n, w in noisy.items()} if held else {}
     for n, g in gone.items(): noisy[n].masked_fill_(g, 0)
     scores = score_with(score, noisy, gen=lambda: gen, **offers)
-    return budget({n: s.masked_fill(gone[n], -torch.inf) if gone else s for n, s in scores.items()}, sparsity), noisy
+    return allocation({n: s.masked_fill(gone[n], -torch.inf) if gone else s for n, s in scores.items()}, sparsity), noisy
 
 # %% ../nbs/12_stochastic.ipynb #2ca118a8
 def best(values:torch.Tensor): # One value per member, larger is better
@@ -57,7 +58,7 @@ class StochasticPruning(PruneCB):
         select=best, # Which member: `best` or `median`, any function of the members' values
         kind:str='add', # 'add': w + σ·eps, or 'mul': w·(1 + σ·eps)
         metric=correct, # `(out, y)` -> one value per example, larger is better; `correct` is for classification
-        **kwargs, # Passed to `PruneCB`: score, budget, schedule, exclude, seed, when_frozen
+        **kwargs, # Passed to `PruneCB`: score, allocation, schedule, exclude, seed, when_frozen
     ):
         super().__init__(sparsity, **kwargs)
         if n < 1: raise ValueError(f'a population has at least one member, got n={n}')
@@ -67,8 +68,8 @@ class StochasticPruning(PruneCB):
 
     def propose(self, t):
         self.draws += 1
-        ws, goal, model, batch = self.weights(), self.goal(t), get_model(self.learn.model), cache(self.batch)     # one batch for all members, if the score asks
-        draw = lambda i: stochastic_prune(ws, goal, self.sigma, (self.seed, self.draws, i), self.score, self.budget, self.kind, self.hold.masks,
+        ws, goal, model, batch = self.weights(), self.sparsity_at(t), get_model(self.learn.model), cache(self.batch)     # one batch for all members, if the score asks
+        draw = lambda i: stochastic_prune(ws, goal, self.sigma, (self.seed, self.draws, i), self.score, self.allocation, self.kind, self.holder.masks,
                                           model=lambda: model, batch=batch, loss_func=lambda: self.learn.loss_func)
         members = (apply_(values, masks) for masks, values in map(draw, range(self.n)))
         self.values = evaluate_population(model, members, self.dls.valid, self.metric)

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from prunelab.basin import noise, perturb, population, evaluate_population, filter_normalised, slice1d, slice2d, interpolate
 from prunelab.core import generator, seeded, weights
-from prunelab.masks import apply_, global_, sparsity
+from prunelab.allocation import global_
+from prunelab.masks import apply_, sparsity
 from prunelab.scores import magnitude
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 from prunelab.callbacks import PruneCB
 from prunelab.core import generator, weights
 from prunelab.drop import DropPruning, beyond, drop_away, drop_back, fading, flow, follow, fraction
-from prunelab.masks import erk, global_, uniform
+from prunelab.allocation import erk, global_, uniform
 from prunelab.schedules import Schedule, gradual, steps
 from prunelab.scores import random_score
 from .conftest import make_learner
@@ -80,7 +80,7 @@ def test_the_budget_says_who_is_important(net):
     masks = {n: torch.ones_like(s, dtype=torch.bool) for n, s in scores.items()}
     scores = {'a': scores['a'], 'b': scores['b'] + 10}
     assert count({'b': drop_away(scores, masks, 1500, 1.)['b']}) == 0
-    assert count({'b': drop_away(scores, masks, 1500, 1., budget=uniform)['b']}) == 500
+    assert count({'b': drop_away(scores, masks, 1500, 1., allocation=uniform)['b']}) == 500
 
 def test_layouts_other_than_contiguous():
     w = torch.rand(8, 4, 3, 3).to(memory_format=torch.channels_last)
@@ -110,10 +110,10 @@ def test_flow_with_probabilities_of_each_step_and_a_start():
 # the callback
 
 @pytest.mark.parametrize('kwargs', [{}, dict(away=1, back=0), dict(back=0), dict(away=1), dict(exact=True), dict(value='zero'), dict(value='dense'), dict(pool=beyond)], ids=str)
-@pytest.mark.parametrize('budget', [global_, uniform, erk])
-def test_lands_exactly(new_learner, budget, kwargs):
+@pytest.mark.parametrize('allocation', [global_, uniform, erk])
+def test_lands_exactly(new_learner, allocation, kwargs):
     learn, p, seen = new_learner(), .905, []
-    cb = DropPruning(p, budget=budget, schedule=steps(8, end=1.), **kwargs)
+    cb = DropPruning(p, allocation=allocation, schedule=steps(8, end=1.), **kwargs)
     class Last(Callback):
         order = 99
         def after_batch(self): seen.append(count({n: ~m for n, m in cb.masks.items()})) if self.training else None
@@ -128,7 +128,7 @@ def test_chance_never_goes_below_the_target(new_learner):
     for seed in range(8):                                             # so close to the target that coins overshoot
         cb = DropPruning(.9, away=.8, schedule=Schedule([0, .2, .4, .6], [.6, .9, .999, 1]), seed=seed)
         learn.add_cb(cb)
-        for t in cb.schedule.progress: cb.prune(t); cb.done += 1
+        for t in cb.schedule.progress: cb.prune_at(t); cb.done += 1
         assert max(cb.history['total']) <= round(.9*N)/N + 1e-9 and count({n: ~m for n, m in cb.masks.items()}) == round(.9*N)
         cb.finalize()
 
@@ -180,7 +180,7 @@ def test_dropped_value_is_that_of_the_last_day(new_learner):
     learn = new_learner()
     cb = DropPruning(.8, schedule=gradual(n=6, end=.8), back=partial(fading, start=.4))
     learn.add_cb(cb); learn.create_opt()
-    def step(t): before = copied(cb.weights()); cb.prune(t); cb.done += 1; return before
+    def step(t): before = copied(cb.weights()); cb.prune_at(t); cb.done += 1; return before
     gone, returned = {}, 0
     for i, t in enumerate(cb.schedule.progress[:-1]):
         with torch.no_grad():
@@ -266,8 +266,8 @@ def test_each_die_depends_on_the_seed_and_the_step(new_learner, kwargs):
     for seed in (1, 2):
         cb = new_cb(seed=seed, **kwargs)
         new_learner(cbs=cb)
-        cb.prune(.5); cb.done += 1                                    # the same weights, the same schedule
-        for _ in range(2): before = copied(cb.masks); cb.prune(.5); moves.append({n: before[n] ^ m for n, m in cb.masks.items()})
+        cb.prune_at(.5); cb.done += 1                                    # the same weights, the same schedule
+        for _ in range(2): before = copied(cb.masks); cb.prune_at(.5); moves.append({n: before[n] ^ m for n, m in cb.masks.items()})
     assert not same(moves[0], moves[2]) and not same(moves[0], moves[1])
 
 def test_lr_find_draws_nothing(new_learner):
@@ -284,7 +284,7 @@ def test_a_second_fit_only_holds(new_learner):
     learn.fit(1, .1, cbs=cb)
     masks, flips = copied(cb.masks), cb.flips
     learn.fit(1, .1, cbs=cb); learn.fit(1, .1)
-    assert zeros(learn) == round(.8*N) and same(masks, cb.hold.masks) and cb.flips.equals(flips)
+    assert zeros(learn) == round(.8*N) and same(masks, cb.holder.masks) and cb.flips.equals(flips)
 
 def test_fine_tune_runs_the_schedule_once_over_the_unfrozen(new_learner):
     learn, cb = new_learner(splitter=lambda m: [list(m[:3].parameters()), list(m[3:].parameters())]), new_cb(schedule=gradual(n=4), away=.7)
@@ -351,7 +351,7 @@ def test_one_copy_of_the_weights(new_learner):
     for value, copies in (('dropped', 1), ('dense', 1), ('zero', 0)):
         learn, cb = new_learner(), new_cb(value=value)
         learn.add_cb(cb)
-        cb.prune(.5)
+        cb.prune_at(.5)
         tensors = [t for d in cb.__dict__.values() if isinstance(d, dict) for t in d.values() if torch.is_tensor(t)]
         assert sum(t.numel()*t.element_size() for t in tensors) == N*(4*copies + 1)
 

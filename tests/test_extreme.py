@@ -158,7 +158,7 @@ def test_half_precision():
     w = randn(200, 90)
     assert (retention({'w': w.half()})['w'] - retention({'w': w})['w']).abs().max() < .01
 
-# the budget
+# the allocation
 
 def test_layerwise_is_exact_and_scales():
     scores = {'a.weight': rand(10, 33), 'b.weight': rand(77), 'c': rand(50), 'd.weight': rand(40)}
@@ -186,12 +186,12 @@ def test_layerwise_brings_no_masked_weight_back(new_learner):
     with torch.no_grad(): weights(learn.model)['0.weight'].mul_(1e-3)
     held = copied(learn.prune(.5).masks)
     assert not held['0.weight'].any()
-    masks = learn.prune(.75, budget=partial(layerwise, fractions={'0': .6, '3': .9, '5': .9})).masks
+    masks = learn.prune(.75, allocation=partial(layerwise, fractions={'0': .6, '3': .9, '5': .9})).masks
     assert not masks['0.weight'].any() and zeros(learn) == 360
 
 def test_drop_pruning_with_the_shares_of_another(new_learner):
     given, p = {'0': .8, '3': .8, '5': .5}, (240*.8 + 200*.8 + 40*.5)/480
-    learn, cb = new_learner(), DropPruning(p, budget=partial(layerwise, fractions=given), schedule=gradual(n=6, end=1.))
+    learn, cb = new_learner(), DropPruning(p, allocation=partial(layerwise, fractions=given), schedule=gradual(n=6, end=1.))
     learn.fit(1, .05, cbs=cb)
     assert zeros(learn) == 372 and abs(1 - int(cb.masks['5.weight'].sum())/40 - .5) < .1
 
@@ -209,7 +209,7 @@ def test_found_sparsities_carry_over_exactly(new):
     assert list(d) == ['0', '3', '5'] and all(round(d[n.split('.')[0]]*m.numel()) == int((~m).sum()) for n, m in cb.masks.items())
     for schedule in (None, steps(3, end=.8)):
         learn, p = new(), sparsity(cb.masks)
-        other = PruneCB(p, budget=partial(layerwise, fractions=d), **({'schedule': schedule} if schedule else {}))
+        other = PruneCB(p, allocation=partial(layerwise, fractions=d), **({'schedule': schedule} if schedule else {}))
         learn.fit(1, .01, cbs=other)
         assert {n: int(m.sum()) for n, m in other.masks.items()} == {n: int(m.sum()) for n, m in cb.masks.items()}
 
@@ -284,12 +284,12 @@ def test_a_masked_weight_counts_with_its_last_value(new):
     learn, cb = new(), new_cb(schedule=steps(2), exclude='5')
     learn.add_cb(cb)
     before = copied(weights(learn.model))
-    cb.prune(.5); cb.done = 1
-    cb.prune(.9)
+    cb.prune_at(.5); cb.done = 1
+    cb.prune_at(.9)
     assert all(torch.equal(cb.store[n], before[n]) for n in cb.names) and cb.fits['3.weight'].n == 300
     with torch.no_grad():
         for n, w in cb.weights().items(): w.mul_(2)
-    cb.prune(.95)
+    cb.prune_at(.95)
     assert all(torch.equal(cb.store[n], torch.where(w != 0, w, cb.store[n])) for n, w in copied(cb.weights()).items())
 
 def test_two_runs_agree_and_the_seed_matters(new):
@@ -326,7 +326,7 @@ def test_the_middle_of_a_schedule_travels(new, how):
     cb = new_cb(schedule=steps(4))
     learn = new(cbs=cb)
     learn.logger = print
-    learn.create_opt(); cb.prune(.25); cb.done = 1
+    learn.create_opt(); cb.prune_at(.25); cb.done = 1
     if how == 'export': learn.export('m.pkl'); twin = load_learner(learn.path/'m.pkl', cpu=True)
     else: twin = copy.deepcopy(learn)
     other = next(c for c in twin.cbs if isinstance(c, ExtremeValuePruning))
@@ -369,7 +369,7 @@ def test_another_pruner_before_and_excluded_layers(new):
     was = copied(first.masks)
     cb = learn.prune(new_cb(exclude='3'))
     assert set(cb.table().index) == {'0.weight', '5.weight'} and not any((m & ~was[n]).any() for n, m in cb.masks.items())
-    assert torch.equal(cb.hold.masks['3.weight'], was['3.weight'])
+    assert torch.equal(cb.holder.masks['3.weight'], was['3.weight'])
 
 def test_another_learner_starts_anew(new):
     cb = new_cb(schedule=steps(3, end=.5))
@@ -378,7 +378,7 @@ def test_another_learner_starts_anew(new):
     learn.fit(1, .05, cbs=cb)
     assert len(cb.history) == 3 and masked(cb) == was and zeros(learn) == was
 
-@pytest.mark.parametrize('kwargs, message', [(dict(sparsity=.9), 'cannot be given'), (dict(score=abs), 'cannot be given'), (dict(budget=abs), 'cannot be given'), (dict(fit='gev'), 'fit_gumbel'), (dict(above=1.), 'share'), (dict(above=0.), 'share'),
+@pytest.mark.parametrize('kwargs, message', [(dict(sparsity=.9), 'cannot be given'), (dict(score=abs), 'cannot be given'), (dict(allocation=abs), 'cannot be given'), (dict(fit='gev'), 'fit_gumbel'), (dict(above=1.), 'share'), (dict(above=0.), 'share'),
     (dict(small='drop'), "'dense' or takes the 'pooled'"), (dict(least=5), 'at least 10'), (dict(seed=-1), 'seed'), (dict(schedule=.5), 'schedule')])
 def test_errors_at_construction(kwargs, message):
     with pytest.raises(ValueError, match=message): ExtremeValuePruning(**kwargs)

@@ -69,13 +69,13 @@ def test_a_score_and_an_allocation(ws):
     for score, f in (('magnitude', magnitude), ('LAMP', lamp_score), ('random', random_score)):
         for allocation, g in (('global', global_), ('uniform', uniform), ('ERK', erk)):
             cb = arms.make_pruner(once(score, allocation), .7, ws, 5, ['fc2'])
-            assert type(cb) is PruneCB and (cb.target, cb.score, cb.budget) == (.7, f, g)
+            assert type(cb) is PruneCB and (cb.target, cb.score, cb.allocation) == (.7, f, g)
             assert (cb.seed, cb.exclude, cb.schedule) == (5, ('fc2',), one_shot())
 
 def test_drop_pruning_away_and_back(ws):
     cb = arms.make_pruner(DROP, .9, ws, 3, ['fc2'])
     assert type(cb) is DropPruning and cb.odds(0) == (.9, .1) and cb.odds(.5) == (.9, pytest.approx(.06))
-    assert (cb.target, cb.value, cb.exact, cb.score, cb.budget) == (.9, 'dense', True, magnitude, uniform)
+    assert (cb.target, cb.value, cb.exact, cb.score, cb.allocation) == (.9, 'dense', True, magnitude, uniform)
     assert (cb.seed, cb.exclude, cb.schedule) == (3, ('fc2',), gradual(0, .6, 5, 3))
 
 def test_drop_pruning_without_return(ws):
@@ -89,7 +89,7 @@ def test_regrowth(ws):
 def test_noise_in_units_of_the_threshold(ws):
     cb = arms.make_pruner(NOISE, .8, ws, 3, ['fc2'])
     assert type(cb) is StochasticPruning and cb.sigma == pytest.approx(.1*threshold(ws, .8))
-    assert (cb.target, cb.n, cb.select, cb.kind, cb.budget, cb.seed) == (.8, 3, median, 'mul', erk, 3)
+    assert (cb.target, cb.n, cb.select, cb.kind, cb.allocation, cb.seed) == (.8, 3, median, 'mul', erk, 3)
     assert arms.make_pruner({**NOISE, 'unit': None}, .8, ws, 3).sigma == .1
     with pytest.raises(ValueError, match="'threshold'"):
         arms.make_pruner({**NOISE, 'unit': 'tau'}, .8, ws, 3)
@@ -194,7 +194,7 @@ def hands(ws):
             'LAMP': (once('LAMP'), lambda: PruneCB(.8, score=lamp_score, seed=1)),
             'random': (once('random'), lambda: PruneCB(.8, score=random_score, seed=1)),
             'noise': ({**NOISE, 'kind': 'add'},
-                      lambda: StochasticPruning(.8, sigma, n=3, select=median, budget=erk, seed=1)),
+                      lambda: StochasticPruning(.8, sigma, n=3, select=median, allocation=erk, seed=1)),
             'extreme': (GEV, lambda: ExtremeValuePruning(9, .1, .9, kernel=False, least=60, seed=1)),
             'drop': ({**DROP, 'value': 'dropped', 'back to': 0., 'exact': False, 'allocation': 'global'},
                      lambda: DropPruning(.8, away=.9, back=fading, schedule=five, seed=1)),

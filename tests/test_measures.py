@@ -37,16 +37,21 @@ def pixels(
     y = (x[..., 1] > x[..., 0]).long().flatten() if y is None else torch.tensor(y, device='cpu')
     return Images(x.contiguous(), y, ['left', 'right'])
 
+def noise_pairs(n):
+    "Many images of 1×2 random pixels"
+    with seeded(n): left, right = torch.randint(256, (2, n), device='cpu')
+    return pixels(left.tolist(), right.tolist())
+
 def compare():
     "Logits are the pixels themselves: always right about `pixels`"
     layer = nn.Linear(2, 2, bias=False)
     with torch.no_grad(): layer.weight.copy_(torch.tensor([[2., 0.], [0., 1.9]]))
     return nn.Sequential(nn.Flatten(), layer)
 
-def net_of(model, *splits, network='lenet5', bs=4):
+def net_of(model, *splits, network='lenet5', bs=4, device='cpu'):
     "What measures need of a `Dense`"
     train, *others = (DeviceLoader(ds, bs, after_batch=[IntToFloatTensor()]) for ds in splits)
-    dls = DataLoaders(train.new(shuffle=True), *others, device=torch.device('cpu'))
+    dls, model = DataLoaders(train.new(shuffle=True), *others, device=torch.device(device)), model.to(device)
     def again():
         learn = Learner(DataLoaders(*dls.loaders), copy.deepcopy(model), CrossEntropyLossFlat(), SGD, .1)
         learn.remove_cbs(learn.cbs[2:])
@@ -81,14 +86,16 @@ def noise_images(n, seed, model, low=0, high=256):
     with seeded(seed): x = torch.randint(low, high, (n, 1, 5, 5), dtype=torch.uint8, device='cpu')
     return Images(x, model.eval()(x/255).argmax(1), list('abc'))
 
-@pytest.fixture
-def small():
+def small_net(device):
     """A network that is right about all images until it is pruned; its first and last layer never are
 
     Test images have less contrast than others, so that their statistics are others, too."""
     with seeded(3): model = Small()
     splits = noise_images(60, 0, model), noise_images(24, 1, model), noise_images(30, 2, model, low=150)
-    return net_of(model, *splits, network='resnet18')
+    return net_of(model, *splits, network='resnet18', device=device)
+
+@pytest.fixture
+def small(): return small_net('cpu')
 
 def test_the_small_network_is_worth_measuring(small):
     "Noise and pruning change its answers, image by image and count by count"
@@ -106,7 +113,7 @@ def test_a_pruner_is_built_from_its_data():
         assert pruner['score'] in SCORES and pruner['allocation'] in ALLOCATIONS
 
 def test_an_unknown_name_is_refused_and_the_known_ones_are_listed():
-    with pytest.raises(ValueError, match='LAMP'): measures.build_score({'score': 'lamp'}, .9)
+    with pytest.raises(ValueError, match='LAMP'): measures.build_score({'score': 'lamp_score'}, .9)
     with pytest.raises(ValueError, match='ERK'): measures.build_allocation({'allocation': 'erk'})
     with pytest.raises(ValueError, match='TPE'): measures.build_sampler({'name': 'tpe'})
 
@@ -412,6 +419,23 @@ def test_a_layer_is_pruned_alone():
     harder = measures.alone(net, 0, .75, {'GMP': GMP}, None)['GMP']
     assert harder == {'1.weight': [2, dense], '2.weight': [0, 2]}       # a dead layer calls everything 'left'
 
+def test_noise_in_one_layer_leaves_the_others_alone():
+    "Whoever is counted has noise in the layer of that name, and the dense weights in the other"
+    with seeded(0): model = nn.Sequential(nn.Flatten(), nn.Linear(2, 8), nn.Linear(8, 2))
+    net = net_of(model, TRAIN, VALID, noise_pairs(200))
+    r = measures.layer_noise(net, 3, .5, .4, None, GMP, 2, None)
+    ws = measures.prunable(net)
+    def count(member): return int(measures.right(net, member, 'test', None).sum())
+    assert r['n'] == 200 and r['no noise'] == count(measures.draw(net, 3, 0, .5, 0., GMP))
+    assert r['all layers'] == [count(measures.draw(net, 3, i, .5, .4, GMP)) for i in range(2)]
+    for name in ws:
+        for i in range(2):
+            masks, noisy = stochastic_prune(ws, .5, {name: .4}, (3, i))
+            other = next(n for n in ws if n != name)
+            assert torch.equal(noisy[other], ws[other])
+            assert r['layers'][name][i] == count(apply_(noisy, masks))
+    assert len({*r['all layers'], *(k for ks in r['layers'].values() for k in ks)}) > 2
+
 # Fine-tuning
 
 def tune(net, arm='DP', **kwargs):
@@ -508,19 +532,23 @@ def test_samplers_and_objectives_are_data(small):
 # Experiments declare everything
 
 MEASUREMENTS = ('without_noise', 'one_shot', 'decomposed', 'placement', 'variances', 'sweep', 'alone',
-                'fine_tune', 'searched')
+                'layer_noise', 'fine_tune', 'searched')
 
 @pytest.mark.parametrize('name', MEASUREMENTS)
 def test_no_parameter_of_a_measurement_has_a_default(name):
     for p in inspect.signature(getattr(measures, name)).parameters.values():
         assert p.default is inspect.Parameter.empty or p.name == 'state', p
 
-def test_nothing_touches_the_dense_network(small):
+def test_nothing_touches_the_dense_network(device):
+    "And everything runs on a GPU, too"
+    small = small_net(device)
     before = {k: v.clone() for k, v in small.learn.model.state_dict().items()}
     tune(small, 'SP')
     shot(small, .5, .3, everywhere=True, statistics={'images': 60, 'batch': 20})
     seen(small)
     measures.sweep(small, 0, .7, [.3], None, GMP, 1, 60, None)
+    measures.decomposed(small, 5, .5, .3, None, GMP, list(ARMS), 1, 1, None, BOTH)
+    measures.without_noise(small, 0, .5, PRUNERS, None, BOTH)
     for k, v in small.learn.model.state_dict().items(): assert torch.equal(v, before[k])
 
 # What measures take for granted: dense networks of other seeds, batches of other orders

@@ -9,7 +9,7 @@ from prunelab.basin import evaluate_population
 from prunelab.core import seeded, weights
 from prunelab.masks import apply_
 from prunelab.pareto import F1, F2, fit, front, measure, non_dominated, plot_front, search, _again
-from prunelab.scores import lamp
+from prunelab.scores import lamp_score
 from prunelab.stochastic import stochastic_prune
 from tests.conftest import mlp, Pairs
 
@@ -39,10 +39,10 @@ def test_front_agrees_with_the_definition():
 def test_measure_is_the_median_of_single_draws(device):
     model, dl = task(device)
     before, ws = {n: t.clone() for n, t in model.state_dict().items()}, weights(model, '0')
-    members = [apply_(*reversed(stochastic_prune(ws, .6, s, (3, 8, i), score=lamp))) for s, i in ((0, 0), (.3, 2), (.3, 3), (.3, 4))]
+    members = [apply_(*reversed(stochastic_prune(ws, .6, s, (3, 8, i), score=lamp_score))) for s, i in ((0, 0), (.3, 2), (.3, 3), (.3, 4))]
     det, *acc = evaluate_population(model, members, dl).tolist()
     assert len({*acc}) > 1
-    assert measure(model, dl, .3, .6, (3, 8), n=3, first=2, exclude='0', score=lamp) == (sorted(acc)[1], det)
+    assert measure(model, dl, .3, .6, (3, 8), n=3, first=2, exclude='0', score=lamp_score) == (sorted(acc)[1], det)
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 def test_a_trial_can_be_repeated_and_ranges_hold(device):
@@ -131,7 +131,7 @@ def test_url_gives_a_heartbeat(tmp_path):
     assert study._storage.get_heartbeat_interval() == 60 and len(complete(study)) == 2
 
 @pytest.mark.parametrize('change, word', [({'sigma': (.01, .4)}, 'sigma was'), ({'gamma': (.1, .9)}, 'gamma was'), ({'seed': 3}, 'seed was'), ({'n': 3}, 'n was'),
-    ({'sampler': TPESampler}, 'sampler was'), ({'objective': F1, 'gamma': (.01, .99)}, 'objective was'), ({'exclude': '0'}, 'excluded was'), ({'score': lamp}, 'pruning was'),
+    ({'sampler': TPESampler}, 'sampler was'), ({'objective': F1, 'gamma': (.01, .99)}, 'objective was'), ({'exclude': '0'}, 'excluded was'), ({'score': lamp_score}, 'pruning was'),
     ({'model': task(seed=2)[0]}, 'model was'), ({'dl': task()[1][:1]}, 'labels was')])
 def test_other_settings_are_refused(change, word):
     db = InMemoryStorage()
@@ -156,7 +156,7 @@ def test_names_survive_another_process():
     "A partial of a function has an address in its repr, which must not count as a setting"
     def again(model, scale): return None
     from prunelab.pareto import _name
-    assert _name(partial(again, scale=lamp)) == _name(partial(again, scale=lamp)) and ' at 0x' not in _name(partial(again, scale=lamp)) and 'lamp' in _name(partial(again, scale=lamp))
+    assert _name(partial(again, scale=lamp_score)) == _name(partial(again, scale=lamp_score)) and ' at 0x' not in _name(partial(again, scale=lamp_score)) and 'lamp_score' in _name(partial(again, scale=lamp_score))
 
 def test_front_is_tested_with_new_draws():
     model, dl = task()

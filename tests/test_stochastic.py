@@ -7,14 +7,15 @@ from torch.nn import functional as F
 from prunelab.basin import evaluate_population, perturb
 from prunelab.gradient_scores import grasp, iterated, snip, synflow
 from prunelab.core import generator, seeded, weights
-from prunelab.masks import apply_, erk, global_, sparsity, uniform
+from prunelab.allocation import erk, global_, uniform
+from prunelab.masks import apply_, sparsity
 from prunelab.schedules import gradual, steps
-from prunelab.scores import lamp, magnitude, random_score
+from prunelab.scores import lamp_score, magnitude, random_score
 from prunelab.stochastic import StochasticPruning, best, median, stochastic_prune
 from .conftest import mlp
 from .test_guarantees import N, zeros
 
-SCORES = {'magnitude': magnitude, 'lamp': lamp, 'random': random_score, 'snip': snip, 'grasp': grasp, 'synflow': synflow, 'iterated': iterated(synflow, global_, .8, 5)}
+SCORES = {'magnitude': magnitude, 'lamp_score': lamp_score, 'random': random_score, 'snip': snip, 'grasp': grasp, 'synflow': synflow, 'iterated': iterated(synflow, global_, .8, 5)}
 
 @pytest.fixture
 def net():
@@ -50,7 +51,7 @@ def test_the_score_sees_the_noisy_weights(net, offers, name):
     assert sum(int((~m).sum()) for m in masks.values()) == round(.8*N) and same(noisy, perturb(ws, .3, 7))
     if name == 'random': return
     other, asked = written(net, noisy), {}
-    if name not in ('magnitude', 'lamp'): asked = dict(model=other, batch=offers['batch'](), **({} if name in ('synflow', 'iterated') else {'loss_func': F.cross_entropy}))
+    if name not in ('magnitude', 'lamp_score'): asked = dict(model=other, batch=offers['batch'](), **({} if name in ('synflow', 'iterated') else {'loss_func': F.cross_entropy}))
     assert same(masks, global_(SCORES[name](weights(other), **asked), .8))
     assert not same(masks, stochastic_prune(ws, .8, 0., 7, score=SCORES[name], **offers)[0])
     assert same(dict(net.state_dict()), before) and all(p.grad is None for p in net.parameters())
@@ -69,10 +70,10 @@ def test_two_draws_of_one_generator_differ(net):
     a, b = stochastic_prune(weights(net), .5, .1, gen), stochastic_prune(weights(net), .5, .1, gen)
     assert not same(a[1], b[1])
 
-@pytest.mark.parametrize('budget', [erk, uniform], ids=lambda b: b.__name__)
-def test_the_budget_shares_the_noisy_scores(net, budget):
-    masks, noisy = stochastic_prune(weights(net), .8, .3, 7, budget=budget)
-    assert same(masks, budget(magnitude(noisy), .8)) and not same(masks, global_(magnitude(noisy), .8))
+@pytest.mark.parametrize('allocation', [erk, uniform], ids=lambda b: b.__name__)
+def test_the_budget_shares_the_noisy_scores(net, allocation):
+    masks, noisy = stochastic_prune(weights(net), .8, .3, 7, allocation=allocation)
+    assert same(masks, allocation(magnitude(noisy), .8)) and not same(masks, global_(magnitude(noisy), .8))
 
 def test_what_is_not_offered_is_named(net, offers):
     with pytest.raises(TypeError, match='loss_func'): stochastic_prune(weights(net), .5, .1, score=snip)
@@ -89,7 +90,7 @@ def test_held_weights_stay_masked_and_the_score_sees_them_masked(net, offers, na
     def spy(ws, model, batch, loss_func, gen):
         seen.append({n: w.clone() for n, w in ws.items()})
         wanted = dict(model=model, batch=batch, loss_func=loss_func, gen=gen)
-        names = {'magnitude': (), 'lamp': (), 'random': ('gen',), 'snip': ('model', 'batch', 'loss_func'), 'grasp': ('model', 'batch', 'loss_func')}.get(name, ('model', 'batch'))
+        names = {'magnitude': (), 'lamp_score': (), 'random': ('gen',), 'snip': ('model', 'batch', 'loss_func'), 'grasp': ('model', 'batch', 'loss_func')}.get(name, ('model', 'batch'))
         return SCORES[name](ws, **{k: wanted[k] for k in names})
     masks, noisy = stochastic_prune(ws, .8, .3, 7, score=spy, held=held, **offers)
     assert all((m <= held[n]).all() for n, m in masks.items()) and sum(int((~m).sum()) for m in masks.values()) == round(.8*N)
@@ -147,7 +148,7 @@ def test_a_new_batch_for_each_population_while_training(new_learner):
     learn.fit(1, .01, cbs=StochasticPruning(.8, .1, n=2, score=spy, schedule=steps(2)))
     assert len(seen) == 6 and all(x is seen[0] for x in seen[:3]) and all(x is seen[3] for x in seen[3:]) and not torch.equal(seen[0], seen[3])
 
-@pytest.mark.parametrize('score', [magnitude, lamp, snip, synflow], ids=lambda s: s.__name__)
+@pytest.mark.parametrize('score', [magnitude, lamp_score, snip, synflow], ids=lambda s: s.__name__)
 def test_gradual_pruning_brings_nothing_back(new_learner, score):
     learn, kept, seen = new_learner(), [], []
     class Watching(StochasticPruning):

@@ -133,7 +133,9 @@ def test_a_pruner_sees_float32(device):
     "The batch on which a score asks for gradients, and the members of a population"
     class Look(PruneCB):
         def propose(self, t):
-            seen.append(self.learn.model(self.batch()[0][0]).dtype)
+            hook = self.learn.model.fc2.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+            self.learn.model(self.batch()[0][0])
+            hook.remove()
             return PruneCB.propose(self, t)
     learn, seen = learner(replace(TINY, precision='bf16'), 0, device), []
     learn.fit(1, cbs=Look(.5, schedule=steps(3)))
@@ -180,12 +182,13 @@ def test_an_interrupted_forward_pass_leaves_no_autocast(error, device):
     learn.fit(1)
 
 def test_a_cancelled_batch_leaves_the_model_as_it_was():
+    "Training batches are cancelled just before the forward pass; the next one is a validation's"
     class Cancel(Callback):
         order, run_valid = 100, False
         def before_batch(self): raise CancelBatchException
-    learn = learner(replace(TINY, precision='bf16'), 0, 'cpu')
-    learn.fit(1, cbs=Cancel())
-    assert 'forward' not in vars(learn.model)
+    learn, types = learner(replace(TINY, precision='bf16'), 0, 'cpu'), Types()
+    learn.fit(1, cbs=[Cancel(), types])
+    assert 'forward' not in vars(learn.model) and types.seen == {True: set(), False: {torch.float32}}
 
 def test_a_learner_in_bfloat16_copies_and_pickles(tmp_path):
     learn = learner(replace(TINY, precision='bf16'), 0, 'cpu')

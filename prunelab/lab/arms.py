@@ -142,7 +142,7 @@ def propose(self:Regrow, t):
     n = sum(m.numel() for m in masks.values())
     pruned = n - sum(int(m.sum()) for m in masks.values())
     returning = 0 if t == 1 else round(self.grow(t)*pruned)
-    goal = kept(n, self.start + (self.target - self.start)*t)
+    goal = kept(n, self.initial_sparsity + (self.target - self.initial_sparsity)*t)
     gradients = gradient(ws, get_model(self.learn.model), self.batch(), self.learn.loss_func)
     plain = {n: g.as_subclass(torch.Tensor) for n, g in gradients.items()}   # fastai's losses make TensorBase
     return regrown(ws, plain, masks, goal, returning)
@@ -152,7 +152,7 @@ def by_score(spec, sparsity, ws, seed, exclude):
     "Once or gradually, by a score and an allocation"
     check_keys(spec, 'method', 'score', 'allocation', 'schedule')
     return PruneCB(sparsity, score=look_up(SCORES, spec['score'], 'score'),
-                   budget=make_allocation(spec['allocation'], ws, seed),
+                   allocation=make_allocation(spec['allocation'], ws, seed),
                    schedule=make_schedule(spec['schedule']), exclude=exclude, seed=seed)
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00042
@@ -170,7 +170,7 @@ def by_drop(spec, sparsity, ws, seed, exclude):
     return DropPruning(sparsity, away=spec['away'], back=partial(line, spec['back'], spec['back to']),
                        value=spec['value'], pool=look_up(POOLS, spec['pool'], 'pool'), exact=spec['exact'],
                        score=look_up(SCORES, spec['score'], 'score'),
-                       budget=make_allocation(spec['allocation'], ws, seed),
+                       allocation=make_allocation(spec['allocation'], ws, seed),
                        schedule=make_schedule(spec['schedule']), exclude=exclude, seed=seed)
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00050
@@ -181,7 +181,8 @@ def by_noise(spec, sparsity, ws, seed, exclude):
     return StochasticPruning(sparsity, sigma, n=spec['members'], kind=spec['kind'],
                              select=look_up(CHOICES, spec['choose'], 'choice'),
                              score=look_up(SCORES, spec['score'], 'score'),
-                             budget=make_allocation(spec['allocation'], ws, seed), exclude=exclude, seed=seed)
+                             allocation=make_allocation(spec['allocation'], ws, seed),
+                             exclude=exclude, seed=seed)
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00053
 def by_extremes(spec, sparsity, ws, seed, exclude):

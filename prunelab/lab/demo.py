@@ -20,14 +20,16 @@ from fastcore.script import call_parse
 from fastprogress.fastprogress import progress_bar
 from torch import nn
 from ..callbacks import PruneCB
-from ..core import weights, seeded, house_style, DENSE, COLORS
+from ..core import weights, seeded
+from ..plotting import house_style, DENSE, COLORS
 from .data import get_dls
 from ..drop import DropPruning
 from ..extreme import ExtremeValuePruning
-from ..masks import kept, kth_largest, sparsity, uniform
+from ..allocation import uniform
+from ..masks import kept, kth_largest, sparsity
 from ..report import table
 from ..schedules import gradual
-from ..scores import lamp, magnitude, random_score
+from ..scores import lamp_score, magnitude, random_score
 from ..stochastic import StochasticPruning
 
 # %% ../../nbs/lab/60_demo.ipynb #1b6e97e0
@@ -66,13 +68,13 @@ def prune_and_tune(
 # %% ../../nbs/lab/60_demo.ipynb #e2465860
 def threshold(ws, p):
     "The smallest magnitude that global pruning at sparsity `p` keeps"
-    return kth_largest(magnitude(ws), kept(sum(w.numel() for w in ws.values()), p))[0]
+    return kth_largest(magnitude(ws), kept(sum(w.numel() for w in ws.values()), p)).value
 
 METHODS = { # name: function of (sparsity, dense weights) that makes the callback
     'random':           lambda p, ws: PruneCB(p, score=random_score),
-    'uniform':          lambda p, ws: PruneCB(p, budget=uniform),
+    'uniform':          lambda p, ws: PruneCB(p, allocation=uniform),
     'global magnitude': lambda p, ws: PruneCB(p),
-    'LAMP':             lambda p, ws: PruneCB(p, score=lamp),
+    'LAMP':             lambda p, ws: PruneCB(p, score=lamp_score),
     'stochastic, best of 10': lambda p, ws: StochasticPruning(p, .4*threshold(ws, p)),     # best on the validation images
     'gradual magnitude': lambda p, ws: PruneCB(p, schedule=gradual(0, .6, 10)),
     'drop, away and back': lambda p, ws: DropPruning(p, away=.9, schedule=gradual(0, .6, 10)),

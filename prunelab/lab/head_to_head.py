@@ -55,7 +55,7 @@ def on_resnet20(
 ) -> Experiment:
     "One arm of the grid"
     params = {'pruner': pruner, 'sparsity': sparsity, 'exclude': [*UNPRUNED['resnet20']], 'epochs': 3,
-              'lr': .02}
+              'lr': .05}
     tiny = {'epochs': 1, 'pruner': with_few_blocks(pruner), 'sparsity': with_few_blocks(sparsity)}
     return Experiment(f'head_to_head/resnet20-cifar10/{arm}', trained, RESNET20, params, SEEDS, minutes=3.,
                       tiny=tiny)

@@ -9,8 +9,8 @@ __all__ = ['PRUNERS', 'SCORES', 'ALLOCATIONS', 'SPLITS', 'ARMS', 'OBJECTIVES', '
            'prunable', 'threshold', 'absolute_sigma', 'some', 'cut_batches', 'batches', 'gradient_offers', 'draw',
            'noise_elsewhere', 'with_member', 'right', 'remember', 'population', 'record', 'without_noise',
            'plain_tallies', 'one_shot', 'with_statistics', 'masked_copy', 'largest_of_each', 'arm_member', 'decomposed',
-           'layer_facts', 'placement', 'variances', 'flow_at', 'sweep', 'alone', 'ClipValue', 'BestEpoch', 'few_images',
-           'build_pruner', 'freeze_norms', 'fine_tune', 'build_sampler', 'searched']
+           'layer_facts', 'placement', 'variances', 'flow_at', 'sweep', 'alone', 'layer_noise', 'ClipValue',
+           'BestEpoch', 'few_images', 'build_pruner', 'freeze_norms', 'fine_tune', 'build_sampler', 'searched']
 
 # %% ../../nbs/lab/20_measures.ipynb #bf2d97ca
 import copy
@@ -36,7 +36,7 @@ from .training import read, write
 from ..masks import apply_, keep_top, kept, kth_largest
 from ..pareto import F1, F2, front, load_optuna, search
 from ..probes import feature_variance, gradient_flow, recalibrate_bn, variance_ratio
-from ..scores import lamp, magnitude, random_score
+from ..scores import lamp_score, magnitude, random_score
 from ..stochastic import StochasticPruning, best, median, stochastic_prune
 
 # %% ../../nbs/lab/20_measures.ipynb #08064746
@@ -51,7 +51,7 @@ PRUNERS = {
     'SynFlow': {'score': 'SynFlow', 'allocation': 'global', 'rounds': 100}}    # prunes on the way, too
 
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0002
-SCORES = {'magnitude': magnitude, 'LAMP': lamp, 'random': random_score,
+SCORES = {'magnitude': magnitude, 'LAMP': lamp_score, 'random': random_score,
           'SNIP': snip, 'GraSP': grasp, 'SynFlow': synflow}
 ALLOCATIONS = {'global': global_, 'uniform': uniform, 'ERK': erk}
 
@@ -163,7 +163,7 @@ def draw(
     seed:int, # Of the population
     i:int, # Number of the draw
     gamma:float, # Sparsity γ in [0,1)
-    sigma:float, # σ ≥ 0, in the unit of the weights; 0: no noise
+    sigma, # σ ≥ 0, in the unit of the weights, or {name: σ}; 0: no noise
     pruner:dict, # As in `PRUNERS`
 ) -> dict: # {name: pruned noisy weight}, the layers that are left alone are not in it
     "One pruned member"
@@ -487,6 +487,30 @@ def alone(
                         for n, w in member.items()}
     return result
 
+# %% ../../nbs/lab/20_measures.ipynb #5c1a0065
+def layer_noise(
+    net, # `Dense`; untouched
+    seed:int, # Of the population
+    gamma:float, # Sparsity γ in [0,1), of all layers together
+    sigma:float, # Size of the noise σ ≥ 0, in `unit`
+    unit, # None or 'threshold', see `absolute_sigma`
+    pruner:dict, # As in `PRUNERS`
+    draws:int, # Members for each layer
+    images:int, # Test images that are asked, always the same; None: all
+    *,
+    state=None, # File of what is known so far
+) -> dict: # 'sigma used', 'n' images; right 'no noise'; of each draw 'all layers', 'layers' {layer: [...]}
+    "All layers pruned, noise in one of them"
+    ws = prunable(net)
+    s = absolute_sigma(ws, gamma, sigma, unit)
+    plain = right(net, draw(net, seed, 0, gamma, 0., pruner), 'test', images)
+    def count(where, i):
+        return int(right(net, draw(net, seed, i, gamma, where, pruner), 'test', images).sum())
+    def counts(name, where):
+        return [remember(state, f'{name} {i}', partial(count, where, i)) for i in range(draws)]
+    return {'sigma used': s, 'n': len(plain), 'no noise': int(plain.sum()), 'all layers': counts('all', s),
+            'layers': {n: counts(n, {n: s}) for n in ws}}
+
 # %% ../../nbs/lab/20_measures.ipynb #64425236
 class ClipValue(Callback):
     "Clips each component of the gradient to [-most, most]"
@@ -525,7 +549,7 @@ def build_pruner(
     best_of:int, # Members of SP's population
 ) -> PruneCB: # `ValueError` for another arm
     "The callback that prunes before fine-tuning"
-    how = {'score': build_score(pruner, gamma), 'budget': build_allocation(pruner),
+    how = {'score': build_score(pruner, gamma), 'allocation': build_allocation(pruner),
            'exclude': UNPRUNED[net.recipe.network], 'seed': seed}
     if arm == 'DP': return PruneCB(gamma, **how)
     if arm == 'SP': return StochasticPruning(gamma, sigma, n=best_of, **how)

@@ -17,8 +17,8 @@ from io import StringIO
 
 import pandas as pd
 from .experiment import Experiment
-from .measures import (ARMS, PRUNERS, alone, decomposed, fine_tune, one_shot, placement, searched,
-    sweep, variances, without_noise)
+from .measures import (ARMS, PRUNERS, alone, decomposed, fine_tune, layer_noise, one_shot,
+    placement, searched, sweep, variances, without_noise)
 from .training import Recipe
 
 # %% ../../nbs/lab/31_stochastic.ipynb #31a00007
@@ -66,6 +66,7 @@ TINY = {
     variances: {'draws': 2, 'images': 64, 'batch': 32},
     sweep: {'draws': 1, 'flow': 32, 'images': 64},
     alone: {'images': 64},
+    layer_noise: {'draws': 1, 'images': 64},
     fine_tune: {'epochs': 1, 'n': 128, 'best_of': 2},
     searched: {'trials': 2, 'draws': 1, 'tested': 1}}
 
@@ -119,6 +120,7 @@ def public_one_shot() -> list: # Rows of a table
 def public_reasons(
     sigmas:tuple, # σ, of the threshold, at which draws are taken apart
     draws:int, # Members for each part
+    layers:int, # That are pruned; for the minutes
 ) -> list: # Rows of a table
     "Why noise helps, or doesn't"
     rivals, table = chosen('LAMP', 'ERK'), []
@@ -127,7 +129,9 @@ def public_reasons(
         table += [row(f'placement at {gamma:.0%}', placement, .1, **at),
                   row(f'variances at {gamma:.0%}', variances, .5, **at, draws=5, images=1000, batch=100),
                   row(f'layers alone at {gamma:.0%}', alone, 1., gamma=gamma, images=2000,
-                      pruners=chosen('GMP', 'LAMP', 'ERK'))]
+                      pruners=chosen('GMP', 'LAMP', 'ERK')),
+                  row(f'noise 0.1 in one layer at {gamma:.0%}', layer_noise, layers*5/60, gamma=gamma,
+                      **noise(.1, 'threshold'), draws=5, images=2000)]
     for gamma in (.6, .7, .8):
         for sigma in sigmas:
             name = f'parts of noise {sigma:g} at {gamma:.0%}'
@@ -178,9 +182,9 @@ def public_recipe(
 
 def public_experiments() -> list: # Of `Experiment`
     "ResNet-20, then ResNet-56, which takes 2.6 times as long"
-    small = public_one_shot() + public_reasons((.1, .2), 10) + public_rivals()
+    small = public_one_shot() + public_reasons((.1, .2), 10, 18) + public_rivals()
     small += fronts(60, [1e-3, 5e-2], (NSGA,), ('F1', 'F2'), 40.)
-    large = public_one_shot() + public_reasons((.1,), 5) + public_rivals()
+    large = public_one_shot() + public_reasons((.1,), 5, 54) + public_rivals()
     return [*experiments_of('resnet20-cifar10', public_recipe('resnet20'), small),
             *experiments_of('resnet56-cifar10', public_recipe('resnet56'), large, 2.6)]
 
@@ -223,6 +227,7 @@ def decay_reasons(
             row('parts of noise, new statistics', decomposed, 14., **parts, arms=list(ARMS), statistics=NEW),
             row('without noise, new statistics', without_noise, 5., gamma=.9, **plain),
             row('layers alone', alone, 7., gamma=.9, pruners=chosen('GMP', 'LAMP', 'ERK'), images=1000),
+            row('noise in one layer', layer_noise, 7., **at, draws=3, images=1000),
             *rivals,
             row('sweep', sweep, 13., gamma=.9, **sweep_at, draws=3, flow=500, images=1000)]
 
@@ -309,6 +314,8 @@ def paper_inside(
             row('parts of noise', decomposed, None, **parts, arms=list(ARMS[1:]), statistics=None),
             row('parts of noise, new statistics', decomposed, None, **parts, arms=list(ARMS), statistics=NEW),
             row('without noise, new statistics', without_noise, None, gamma=gamma, **plain),
+            row('layers alone', alone, None, gamma=gamma, pruners=chosen('GMP', 'LAMP', 'ERK'), images=None),
+            row('noise in one layer', layer_noise, None, **at, draws=5, images=None),
             row('sweep', sweep, None, gamma=gamma, **sweep_at, draws=5, flow=5000, images=None)]
 
 # %% ../../nbs/lab/31_stochastic.ipynb #31a00036

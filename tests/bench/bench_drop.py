@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import torch
 from prunelab.core import seeded, weights
 from prunelab.drop import DropPruning, drop_away, drop_back, fading, follow
-from prunelab.masks import global_
+from prunelab.allocation import global_
 from prunelab.lab.models import resnet18
 from prunelab.schedules import gradual
 from prunelab.scores import magnitude

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 from prunelab.basin import evaluate_population, noise, population
 from prunelab.core import generator, seeded, weights
-from prunelab.masks import apply_, global_
+from prunelab.allocation import global_
+from prunelab.masks import apply_
 from prunelab.scores import magnitude
 
 N, MEMBERS, SIGMA, SPARSITY, BS = 1000, 16, .02, .9, 256

@@ -73,7 +73,7 @@ def change_layers(machine):
 
 def is_older(file, time):
     "Was `file` there before `time`? What has no name is no file"
-    path = getattr(file, 'name', file)
+    path = file if isinstance(file, os.PathLike) else getattr(file, 'name', file)    # a Path has a name too
     return isinstance(path, (str, os.PathLike)) and Path(path).stat().st_mtime < time
 
 def change_loaded_weights(machine, since):
