@@ -17,6 +17,7 @@ test: $(DEV)             ## generated files agree with their sources, every note
 	$(RUN) pytest -q tests/test_project.py
 	$(RUN) OMP_NUM_THREADS=1 nbdev-test --n-workers 2 --do-print
 	$(RUN) pytest -q tests --ignore tests/test_project.py
+	$(RUN) python -m tests.elsewhere --training --machines 3
 
 test-lowest:             ## the same with the lowest versions that settings.ini allows, in .venv-lowest
 	$(PYTHON) -m venv .venv-lowest
