@@ -1,13 +1,14 @@
 "`prunelab.gradient_scores`: closed forms, finite differences, rounds, and no trace in the network"
 import pickle
-import pytest, torch
+import pytest
+import torch
 from torch import nn
 from torch.nn import functional as F
-from prunelab.gradient_scores import gradient, grasp, iterated, snip, synflow
+from prunelab.allocation import global_, uniform
 from prunelab.basin import perturb
 from prunelab.callbacks import PruneCB
 from prunelab.core import seeded, weights
-from prunelab.allocation import global_, uniform
+from prunelab.gradient_scores import gradient, grasp, iterated, snip, synflow
 from prunelab.masks import sparsity
 from prunelab.scores import random_score, score_with
 
@@ -16,14 +17,18 @@ SCORES = {'snip': snip, 'grasp': grasp, 'synflow': synflow, 'iterated': iterated
 @pytest.fixture(autouse=True)
 def exact():
     "The same sums in the same order, also on CUDA"
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False): yield
+    flags = dict(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.backends.cudnn.flags(**flags): yield
 
 class Net(nn.Module):
     "Convolution, BatchNorm, dropout, pooling, classifier"
     def __init__(self):
         super().__init__()
-        self.conv, self.bn, self.drop, self.fc = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(.5), nn.Linear(4*9, 3)
-    def forward(self, x): return self.fc(self.drop(F.max_pool2d(self.bn(self.conv(x)).relu(), 2).flatten(1)))
+        self.conv, self.bn = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.drop, self.fc = nn.Dropout(.5), nn.Linear(4*9, 3)
+    def forward(self, x):
+        x = F.max_pool2d(self.bn(self.conv(x)).relu(), 2)
+        return self.fc(self.drop(x.flatten(1)))
 
 @pytest.fixture
 def net(device):
@@ -34,28 +39,44 @@ def net(device):
 
 @pytest.fixture
 def batch(device):
-    with seeded(1): return (torch.randn(12, 1, 8, 8, device='cpu').to(device),), (torch.randint(3, (12,), device='cpu').to(device),)
+    with seeded(1), torch.device('cpu'): x, y = torch.randn(12, 1, 8, 8), torch.randint(3, (12,))
+    return (x.to(device),), (y.to(device),)
 
-def ask(score, ws, net, batch): return score_with(score, ws, model=lambda: net, batch=lambda: batch, loss_func=lambda: F.cross_entropy)
-def close(a, b): return a.keys() == b.keys() and all(torch.allclose(a[n], b[n], rtol=1e-4, atol=1e-7) for n in a)
+def ask(score, ws, net, batch):
+    return score_with(score, ws, model=lambda: net, batch=lambda: batch, loss_func=lambda: F.cross_entropy)
+
+def close(a, b):
+    return a.keys() == b.keys() and all(torch.allclose(a[n], b[n], rtol=1e-4, atol=1e-7) for n in a)
+
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+def loss_of_each(out, y): return F.cross_entropy(out, y, reduction='none')
+
+# no trace
 
 @pytest.mark.parametrize('name', SCORES)
-def test_no_trace(net, batch, name):
-    net.train(); net.fc.eval()
+def test_scores_have_shapes_devices_and_no_graph(net, batch, name):
+    ws = weights(net)
+    with torch.no_grad(): scores = ask(SCORES[name], ws, net, batch)     # works inside no_grad, too
+    for n, w in ws.items():
+        s = scores[n]
+        assert s.shape == w.shape and s.dtype == torch.float32 and s.device == w.device
+        assert not s.requires_grad
+        assert s.isfinite().all() and s.any()
+    assert close(scores, ask(SCORES[name], ws, net, batch))
+
+@pytest.mark.parametrize('name', SCORES)
+def test_no_trace_in_the_network(net, batch, name):
+    net.train()
+    net.fc.eval()
     net.conv.weight.requires_grad_(False)                            # frozen layers are scored too
     net.fc.weight.grad = torch.ones_like(net.fc.weight)
-    modes, state = {n: m.training for n, m in net.named_modules()}, {n: t.clone() for n, t in net.state_dict().items()}
-    rng = torch.get_rng_state()
-    ws = weights(net)
-    with torch.no_grad(): s = ask(SCORES[name], ws, net, batch)     # works inside no_grad, too
+    modes = {n: m.training for n, m in net.named_modules()}
+    state, rng = {n: t.clone() for n, t in net.state_dict().items()}, torch.get_rng_state()
+    ask(SCORES[name], weights(net), net, batch)
     assert {n: m.training for n, m in net.named_modules()} == modes
     assert same(dict(net.state_dict()), state) and torch.equal(rng, torch.get_rng_state())
-    assert net.conv.weight.grad is None and not net.conv.weight.requires_grad and bool((net.fc.weight.grad == 1).all())
-    for n, w in ws.items():
-        assert s[n].shape == w.shape and s[n].dtype == torch.float32 and s[n].device == w.device and not s[n].requires_grad
-        assert bool(s[n].isfinite().all()) and bool(s[n].any())
-    assert close(s, ask(SCORES[name], ws, net, batch))
+    assert net.conv.weight.grad is None and not net.conv.weight.requires_grad
+    assert (net.fc.weight.grad == 1).all()
 
 def test_modes_come_back_after_an_error(net, batch):
     net.train()
@@ -63,14 +84,17 @@ def test_modes_come_back_after_an_error(net, batch):
     assert all(m.training for m in net.modules())
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
-def test_other_dtypes_give_float32(net, batch, dtype):
-    net, (x,) = net.to(dtype), batch[0]
-    for score in (snip, synflow): assert all(s.dtype == torch.float32 and s.isfinite().all() for s in ask(score, weights(net), net, ((x.to(dtype),), batch[1])).values())
+@pytest.mark.parametrize('score', [snip, synflow])
+def test_other_dtypes_give_float32(net, batch, dtype, score):
+    (x,), y = batch
+    scores = ask(score, weights(net.to(dtype)), net, ((x.to(dtype),), y))
+    assert all(s.dtype == torch.float32 and s.isfinite().all() for s in scores.values())
 
-def test_autocast_is_off_inside(net, batch):
-    plain = {k: ask(s, weights(net), net, batch) for k, s in SCORES.items()}
+@pytest.mark.parametrize('name', SCORES)
+def test_autocast_is_off_inside(net, batch, name):
+    plain = ask(SCORES[name], weights(net), net, batch)
     with torch.autocast(batch[0][0].device.type, torch.bfloat16):
-        for k, s in SCORES.items(): assert close(plain[k], ask(s, weights(net), net, batch))
+        assert close(plain, ask(SCORES[name], weights(net), net, batch))
 
 def test_gradient_is_backwards(net, batch):
     got = gradient(weights(net), net, batch, F.cross_entropy)
@@ -84,37 +108,51 @@ def test_weights_from_a_dict(net, batch, name):
     ws = perturb(weights(net), .5, 3, 'mul')
     got = ask(SCORES[name], ws, net, batch)
     net.load_state_dict({**net.state_dict(), **ws})
-    assert all(torch.allclose(s, got[n], atol=1e-6) for n, s in ask(SCORES[name], weights(net), net, batch).items())
+    own = ask(SCORES[name], weights(net), net, batch)
+    assert all(torch.allclose(s, got[n], atol=1e-6) for n, s in own.items())
+
+# finite differences, in double precision
+
+def in_double(net, batch):
+    "(weights, batch) of the network in double precision"
+    (x,), y = batch
+    return {n: w.detach() for n, w in weights(net.double()).items()}, ((x.double(),), y)
+
+def scaled(ws, n, i, by):
+    "The weights with number i of layer n multiplied"
+    w = ws[n].clone()
+    w.view(-1)[i] *= by
+    return {**ws, n: w}
 
 def test_snip_predicts_a_small_step(net, batch):
-    net.double()
-    ws, b = {n: w.detach() for n, w in weights(net).items()}, ((batch[0][0].double(),), batch[1])
-    s = snip(ws, net, b, F.cross_entropy)
-    loss = lambda w: F.cross_entropy(torch.func.functional_call(net.eval(), {'fc.weight': w}, b[0]), b[1][0])
+    ws, b = in_double(net, batch)
+    s = snip(ws, net, b, F.cross_entropy)['fc.weight'].view(-1)
+    @torch.no_grad()
+    def loss(ws): return F.cross_entropy(torch.func.functional_call(net.eval(), ws, b[0]), b[1][0])
     for i in range(0, 108, 7):
-        w = ws['fc.weight']
-        up, down = w.clone(), w.clone()
-        up.view(-1)[i] *= 1 + 1e-4; down.view(-1)[i] *= 1 - 1e-4
-        with torch.no_grad(): assert abs((loss(up) - loss(down)).abs()/2e-4 - s['fc.weight'].view(-1)[i]) < 1e-6
+        up, down = loss(scaled(ws, 'fc.weight', i, 1 + 1e-4)), loss(scaled(ws, 'fc.weight', i, 1 - 1e-4))
+        assert abs((up - down).abs()/2e-4 - s[i]) < 1e-6
 
 def test_grasp_predicts_the_gradient_norm(net, batch):
-    net.double()
-    ws, b = {n: w.detach() for n, w in weights(net).items()}, ((batch[0][0].double(),), batch[1])
-    norm2 = lambda ws: sum((g**2).sum() for g in gradient(ws, net, b, F.cross_entropy).values()).item()
-    def less(n, i, h):
-        w = ws[n].clone(); w.view(-1)[i] *= 1 - h
-        return {**ws, n: w}
+    ws, b = in_double(net, batch)
+    def norm2(ws): return sum((g**2).sum() for g in gradient(ws, net, b, F.cross_entropy).values()).item()
     for n, s in grasp(ws, net, b, F.cross_entropy).items():
         for i in range(0, s.numel(), 11):
-            assert abs((norm2(less(n, i, 1e-5)) - norm2(less(n, i, -1e-5)))/-4e-5 - s.view(-1)[i].item()) < 1e-5
+            more, less = norm2(scaled(ws, n, i, 1 + 1e-5)), norm2(scaled(ws, n, i, 1 - 1e-5))
+            assert abs((more - less)/4e-5 - s.view(-1)[i].item()) < 1e-5
 
 def test_grasp_counts_given_weights_only(net, batch):
-    part, ws = grasp(weights(net, exclude='conv'), net, batch, F.cross_entropy), weights(net)
-    assert list(part) == ['fc.weight'] and not torch.allclose(part['fc.weight'], grasp(ws, net, batch, F.cross_entropy)['fc.weight'])
+    part = grasp(weights(net, exclude='conv'), net, batch, F.cross_entropy)
+    full = grasp(weights(net), net, batch, F.cross_entropy)
+    assert list(part) == ['fc.weight'] and not torch.allclose(part['fc.weight'], full['fc.weight'])
+
+# SynFlow
+
+def sums(scores): return {n: s.double().sum().item() for n, s in scores.items()}
 
 def test_synflow_is_conserved_and_blind(net, batch):
     s = synflow(weights(net), net, batch)
-    assert all(abs(t.double().sum().item() - 1) < 1e-5 for t in s.values())
+    assert all(abs(total - 1) < 1e-5 for total in sums(s).values())
     flipped = {n: -w.detach() for n, w in weights(net).items()}
     assert same(s, synflow(flipped, net, ((torch.full_like(batch[0][0], 7.),), ())))
 
@@ -123,7 +161,7 @@ def test_synflow_of_a_deep_network_is_finite():
     with torch.no_grad():
         for p in net.parameters(): p.mul_(10)                       # R is far beyond float32
     s = synflow(weights(net), net, ((torch.zeros(1, 400),), ()))
-    assert all(abs(t.double().sum().item() - 1) < 1e-4 for t in s.values())
+    assert all(abs(total - 1) < 1e-4 for total in sums(s).values())
 
 def test_synflow_without_a_path_is_zero(net, batch):
     ws = {n: torch.zeros_like(w) if n == 'conv.weight' else w.detach() for n, w in weights(net).items()}
@@ -131,30 +169,47 @@ def test_synflow_without_a_path_is_zero(net, batch):
 
 def test_synflow_in_a_residual_network():
     class Res(nn.Module):
-        def __init__(self): super().__init__(); self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
-        def forward(self, x): return self.c(x + self.b(x.relu()) + self.a(x))
-    with seeded(0): net = Res()
-    s = {n: t.double().sum().item() for n, t in synflow(weights(net), net, ((torch.zeros(1, 4),), ())).items()}
-    assert abs(s['c.weight'] - 1) < 1e-5 and 0 < s['a.weight'] + s['b.weight'] < 1
-
-def test_tied_and_unused_weights():
-    class Odd(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.unused = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
-            self.b.weight = self.a.weight
-        def forward(self, x): return self.b(self.a(x))
-    with seeded(0): net, b = Odd(), ((torch.randn(5, 3),), (torch.randint(3, (5,)),))
-    for score in (snip, grasp, synflow):
-        s = ask(score, weights(net), net, b)
-        assert list(s) == ['a.weight', 'unused.weight'] and s['a.weight'].any() and not s['unused.weight'].any()
-    F.cross_entropy(net(*b[0]), *b[1]).backward()
-    assert torch.allclose(snip(weights(net), net, b, F.cross_entropy)['a.weight'], (net.a.weight*net.a.weight.grad).abs(), atol=1e-6)
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+        def forward(self, x): return self.c(x + self.b(x.relu()) + self.a(x))
+    with seeded(0): net = Res()
+    s = sums(synflow(weights(net), net, ((torch.zeros(1, 4),), ())))
+    assert abs(s['c.weight'] - 1) < 1e-5 and 0 < s['a.weight'] + s['b.weight'] < 1
+
+# tied weights
+
+class Odd(nn.Module):
+    "One weight used twice, one not at all"
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.unused = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+    def forward(self, x): return self.b(self.a(x))
+
+@pytest.fixture
+def odd():
+    with seeded(0): return Odd(), ((torch.randn(5, 3),), (torch.randint(3, (5,)),))
+
+@pytest.mark.parametrize('score', [snip, grasp, synflow])
+def test_unused_weights_score_zero(odd, score):
+    net, batch = odd
+    s = ask(score, weights(net), net, batch)
+    assert list(s) == ['a.weight', 'unused.weight'] and s['a.weight'].any() and not s['unused.weight'].any()
+
+def test_tied_weights_count_both_uses(odd):
+    net, batch = odd
+    F.cross_entropy(net(*batch[0]), *batch[1]).backward()
+    expected = (net.a.weight*net.a.weight.grad).abs()
+    assert torch.allclose(snip(weights(net), net, batch, F.cross_entropy)['a.weight'], expected, atol=1e-6)
+
+# rounds
 
 @pytest.mark.parametrize('score', [snip, grasp, synflow, random_score])
 @pytest.mark.parametrize('allocation', [global_, uniform])
 def test_rounds_are_the_loop(net, batch, score, allocation):
-    ws, masks = weights(net), {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights(net).items()}
+    ws = weights(net)
+    masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in ws.items()}
     for k in range(1, 8):
         s = ask(score, {n: w.detach()*masks[n] for n, w in ws.items()}, net, batch)
         masks = allocation({n: t.masked_fill(~masks[n], -torch.inf) for n, t in s.items()}, 1 - .1**(k/7))
@@ -163,17 +218,24 @@ def test_rounds_are_the_loop(net, batch, score, allocation):
     assert same(allocation(s, .9), masks)
 
 def test_rounds_rank_by_when_a_weight_left(net, batch):
-    early, late = [global_(ask(iterated(grasp, global_, .9, 4), weights(net), net, batch), 1 - .1**(k/4)) for k in (1, 3)]
+    s = ask(iterated(grasp, global_, .9, 4), weights(net), net, batch)
+    early, late = (global_(s, 1 - .1**(k/4)) for k in (1, 3))
     assert all(bool((early[n] | ~late[n]).all()) for n in early) and not same(early, late)
     assert same(early, global_(ask(grasp, weights(net), net, batch), 1 - .1**.25))
 
 def test_one_round_is_the_score(net, batch):
-    assert same(ask(iterated(synflow, global_, .9, 1), weights(net), net, batch), synflow(weights(net), net, batch))
+    one_round = ask(iterated(synflow, global_, .9, 1), weights(net), net, batch)
+    assert same(one_round, synflow(weights(net), net, batch))
 
 def test_iterated_asks_for_what_the_score_asks_for(net, batch):
-    score_with(iterated(synflow, global_, .5, 2), weights(net), model=lambda: net, batch=lambda: batch, loss_func=lambda: 1/0, gen=lambda: 1/0)
-    f = pickle.loads(pickle.dumps(iterated(snip, global_, .5, 2)))
-    assert same(ask(f, weights(net), net, batch), ask(iterated(snip, global_, .5, 2), weights(net), net, batch))
+    def never(): raise AssertionError('nobody asked for this')
+    score = iterated(synflow, global_, .5, 2)
+    score_with(score, weights(net), model=lambda: net, batch=lambda: batch, loss_func=never, gen=never)
+
+def test_iterated_can_be_pickled(net, batch):
+    score = iterated(snip, global_, .5, 2)
+    again = pickle.loads(pickle.dumps(score))
+    assert same(ask(again, weights(net), net, batch), ask(score, weights(net), net, batch))
 
 @pytest.mark.parametrize('name', SCORES)
 def test_in_a_callback(new_learner, name):
@@ -183,12 +245,19 @@ def test_in_a_callback(new_learner, name):
     learn.fit(1)
     assert abs(sparsity(weights(learn.model)) - .8) < 1e-6
 
-@pytest.mark.parametrize('call, says', [
-    (lambda net, b: snip({'x': torch.ones(1)}, net, b, F.cross_entropy), 'no parameters'),
-    (lambda net, b: synflow({'x': torch.ones(1)}, net, b), 'no parameters'),
-    (lambda net, b: grasp(weights(net), net, (b[0][0], b[1][0]), F.cross_entropy), 'each a tuple'),
-    (lambda net, b: synflow(weights(net), net, b[0][0]), 'pair'),
-    (lambda net, b: snip(weights(net), net, b, lambda out, y: F.cross_entropy(out, y, reduction='none')), 'one number'),
-    (lambda net, b: iterated(snip, global_, 1.), 'below 1'), (lambda net, b: iterated(snip, global_, .5, 0), 'at least 1')])
-def test_refused(net, batch, call, says):
+# refused
+
+UNKNOWN = {'x': torch.ones(1)}
+WRONG = {'unknown name, snip': (lambda net, b: snip(UNKNOWN, net, b, F.cross_entropy), 'no parameters'),
+         'unknown name, synflow': (lambda net, b: synflow(UNKNOWN, net, b), 'no parameters'),
+         'tensors, not tuples': (lambda net, b: grasp(weights(net), net, (b[0][0], b[1][0]), F.cross_entropy),
+                                 'each a tuple'),
+         'inputs alone': (lambda net, b: synflow(weights(net), net, b[0][0]), 'pair'),
+         'loss of each': (lambda net, b: snip(weights(net), net, b, loss_of_each), 'one number'),
+         'all': (lambda net, b: iterated(snip, global_, 1.), 'below 1'),
+         'no round': (lambda net, b: iterated(snip, global_, .5, 0), 'at least 1')}
+
+@pytest.mark.parametrize('case', WRONG)
+def test_refused(net, batch, case):
+    call, says = WRONG[case]
     with pytest.raises(ValueError, match=says): call(net, batch)

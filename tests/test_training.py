@@ -39,8 +39,8 @@ def same(a, b):
 def same_pruner(a, b):
     "Do two pruners know the same?"
     assert all(torch.equal(a.masks[n], b.masks[n]) for n in a.masks)
-    assert [getattr(a, k) for k in ('done', 'draws', 'step', 'rows', 'start')] == [
-        getattr(b, k) for k in ('done', 'draws', 'step', 'rows', 'start')]
+    assert [getattr(a, k) for k in ('done', 'draws', 'step', 'rows', 'initial_sparsity')] == [
+        getattr(b, k) for k in ('done', 'draws', 'step', 'rows', 'initial_sparsity')]
     if isinstance(a, DropPruning): assert a.flips.equals(b.flips)
     if isinstance(a, StochasticPruning): assert torch.equal(a.values, b.values)
     if isinstance(a, ExtremeValuePruning): assert a.table().equals(b.table())
