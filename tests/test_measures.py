@@ -341,11 +341,11 @@ def test_new_statistics_reach_every_part(small):
 # Where the weights sit
 
 def test_facts_of_a_layer():
-    plain, noisy = torch.tensor([1, 1, 0, 0]).bool(), torch.tensor([1, 0, 1, 0]).bool()
+    plain, noisy = torch.tensor([1, 1, 0, 0]).bool(), torch.tensor([1, 0, 1, 1]).bool()
     r = measures.layer_facts(torch.tensor([2., -1., .5, -.1]), 1., .3, plain, noisy)
     assert r['median'] == .5 and r['rms'] == pytest.approx(((4 + 1 + .25 + .01)/4)**.5)
     assert r['below threshold'] == .5 and r['below sigma'] == .25 and r['weights'] == 4
-    assert (r['kept'], r['kept with noise'], r['born'], r['died']) == (2, 2, 1, 1)
+    assert (r['kept'], r['kept with noise'], r['born'], r['died']) == (2, 3, 2, 1)
 
 def test_placement_adds_up(small):
     r = measures.placement(small, 0, .8, .5, 'threshold', GMP, {'LAMP': PRUNERS['LAMP']})
