@@ -8,12 +8,20 @@ Docs: https://prunelab.github.io/prunelab/checkpoint.html.md"""
 __all__ = ['FORMAT', 'pack', 'unpack', 'save_sparse', 'load_sparse', 'SparseLinear', 'to_sparse_cpu']
 
 # %% ../nbs/08_checkpoint.ipynb #cef54f1e
-import copy, json, math, os, warnings
+import copy
+import json
+import math
+import os
+import warnings
 from pathlib import Path
-import numpy as np, torch
+
+import numpy as np
+import torch
+from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import save as to_bytes, load as from_bytes
 from torch import nn
+
 from .core import weights
 from .report import stored, sparse_bytes, unique_state
 
@@ -21,15 +29,15 @@ from .report import stored, sparse_bytes, unique_state
 def pack(
     w:torch.Tensor, # A floating-point tensor, any shape and device
     dtype=None, # Of the values: float16 or bfloat16 to round them; unchanged if None
-) -> tuple: # (bits: uint8, ceil(n/8), position i is bit i%8 of byte i//8; values: the survivors in order), both on the CPU
+) -> tuple: # On the CPU: (bits: uint8, ceil(n/8), position i is bit i%8 of byte i//8; values: the survivors)
     "A tensor as bitmask and surviving values; `ValueError` if a value is out of the range of `dtype`"
     flat = w.detach().cpu().reshape(-1)
     keep = stored(flat)
     values = flat[keep]
-    short = values.to(dtype or values.dtype)
-    lost = values[values.isfinite() & ~short.isfinite()]
+    rounded = values.to(dtype or values.dtype)
+    lost = values[values.isfinite() & ~rounded.isfinite()]
     if len(lost): raise ValueError(f'{lost[0]:g} is out of the range of {dtype}: store it with dtype=None')
-    return torch.from_numpy(np.packbits(keep.numpy(), bitorder='little')), short
+    return torch.from_numpy(np.packbits(keep.numpy(), bitorder='little')), rounded
 
 # %% ../nbs/08_checkpoint.ipynb #026b3ba7
 def unpack(
@@ -39,11 +47,18 @@ def unpack(
     dtype:torch.dtype, # Of the tensor
 ) -> torch.Tensor: # On the CPU
     "The inverse of `pack`; `ValueError` if the parts do not belong together"
-    if not shape or not all(type(d) is int and d > 0 for d in shape): raise ValueError(f'shape {shape} is not a list of positive whole numbers')
+    if not shape or not all(type(d) is int and d > 0 for d in shape):
+        raise ValueError(f'shape {shape} is not a list of positive whole numbers')
     n = math.prod(shape)
-    if bits.dtype != torch.uint8 or bits.shape != (-(-n//8),): raise ValueError(f'shape {shape} needs {-(-n//8)} bytes of bitmask, there are {bits.numel()} of {bits.dtype}')
+    n_bytes = -(-n//8)
+    if bits.dtype != torch.uint8 or bits.shape != (n_bytes,):
+        raise ValueError(f'shape {shape} needs {n_bytes} bytes of bitmask, '
+                         f'there are {bits.numel()} of {bits.dtype}')
     keep = np.unpackbits(bits.numpy(), bitorder='little')
-    if values.ndim != 1 or keep.sum() != len(values) or keep[n:].any(): raise ValueError(f'the bitmask marks {keep.sum()} values ({keep[n:].sum()} of them beyond the end), there are {tuple(values.shape)}')
+    marked, beyond = keep.sum(), keep[n:].sum()
+    if values.ndim != 1 or marked != len(values) or beyond:
+        raise ValueError(f'the bitmask marks {marked} values ({beyond} of them beyond the end), '
+                         f'there are {tuple(values.shape)}')
     w = torch.zeros(n, dtype=dtype, device='cpu')
     w[torch.from_numpy(keep[:n]).bool()] = values.to(dtype)
     return w.view(shape)
@@ -53,9 +68,12 @@ def _write(path, data):
     "Write all of `data` to `path`, or leave everything as it was"
     part = path.with_name(f'.{path.name}.{os.urandom(4).hex()}.part')
     try:
-        with open(part, 'wb') as f: f.write(data); f.flush(); os.fsync(f.fileno())
+        with open(part, 'wb') as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())            # on the disk, before it takes the place of the old file
         return part.replace(path)
-    finally: part.unlink(missing_ok=True)
+    finally: part.unlink(missing_ok=True)   # there is something to remove only after an error
 
 # %% ../nbs/08_checkpoint.ipynb #0ea63535
 FORMAT = {'format': 'prunelab-sparse', 'version': '1'}
@@ -66,85 +84,133 @@ def save_sparse(
     dtype=None, # `torch.float16` or `torch.bfloat16` rounds the packed weights; None keeps every bit
 ) -> Path: # `path`; `ValueError` if a weight is out of the range of `dtype`
     "Store `model.state_dict()` with each sparse weight as bitmask and values"
-    if dtype not in (None, torch.float16, torch.bfloat16): raise ValueError(f'dtype must be None, torch.float16 or torch.bfloat16, got {dtype}')
-    (state, tied), ws, tensors, packed = unique_state(model), weights(model), {}, {}
+    if dtype not in (None, torch.float16, torch.bfloat16):
+        raise ValueError(f'dtype must be None, torch.float16 or torch.bfloat16, got {dtype}')
+    state, tied = unique_state(model)
+    prunable, tensors, packed = weights(model), {}, {}
     for n, t in state.items():
         narrow = dtype if dtype and dtype.itemsize < t.dtype.itemsize else None
-        if n in ws and t.is_floating_point() and sparse_bytes(t, narrow) < t.nbytes:
-            try: tensors[f'{n}::bits'], tensors[f'{n}::values'] = pack(t, narrow)
-            except ValueError as e: raise ValueError(f'{n}: {e}') from None
+        if n not in prunable or not t.is_floating_point() or sparse_bytes(t, narrow) >= t.nbytes:
+            tensors[n] = t
+        else:
+            tensors[f'{n}::bits'], tensors[f'{n}::values'] = _named(n, pack, t, narrow)
             packed[n] = dict(shape=list(t.shape), dtype=str(t.dtype).removeprefix('torch.'))
-        else: tensors[n] = t
-    return _write(Path(path), to_bytes(tensors, dict(FORMAT, packed=json.dumps(packed), tied=json.dumps(tied))))
+    metadata = dict(FORMAT, packed=json.dumps(packed), tied=json.dumps(tied))
+    return _write(Path(path), to_bytes(tensors, metadata))
+
+def _named(name, f, *args):
+    "`f(*args)`, with `name` in front of the message if it raises"
+    try: return f(*args)
+    except ValueError as e: raise ValueError(f'{name}: {e}') from None
 
 # %% ../nbs/08_checkpoint.ipynb #665ba1e4
+def _metadata(data):
+    "What the header of a file says, if the file is one of ours"
+    n_header = int.from_bytes(data[:8], 'little')
+    meta = json.loads(data[8:8 + n_header]).get('__metadata__', {})
+    if FORMAT.items() <= meta.items(): return meta
+    raise ValueError('not written by save_sparse, or by another release: its format is '
+                     f'{meta.get("format")!r}, version {meta.get("version")!r}, this prunelab reads {FORMAT}')
+
+def _unpack_weight(state, n, shape, dtype):
+    "Take the two entries of a packed weight out of `state`, and return the weight"
+    kind = getattr(torch, dtype, None)
+    if n in state or not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+        raise ValueError(f'stored twice, or its dtype {dtype!r} is none of floating point')
+    return unpack(state.pop(f'{n}::bits'), state.pop(f'{n}::values'), shape, kind)
+
 def _decode(data):
     "The state_dict in the bytes of a file"
-    state, header = from_bytes(data), data[8:8 + int.from_bytes(data[:8], 'little')]     # checks lengths and offsets
-    meta = json.loads(header).get('__metadata__', {})
-    if not FORMAT.items() <= meta.items(): raise ValueError(f'not written by save_sparse, or by another release: its format is {meta.get("format")!r}, version {meta.get("version")!r}, this prunelab reads {FORMAT}')
+    state, meta = from_bytes(data), _metadata(data)
     for n, m in json.loads(meta['packed']).items():
-        dtype = getattr(torch, m['dtype'], None)
-        if n in state or not (isinstance(dtype, torch.dtype) and dtype.is_floating_point): raise ValueError(f'{n}: stored twice, or its dtype {m["dtype"]!r} is none of floating point')
-        try: state[n] = unpack(state.pop(f'{n}::bits'), state.pop(f'{n}::values'), m['shape'], dtype)
-        except ValueError as e: raise ValueError(f'{n}: {e}') from None
+        state[n] = _named(n, _unpack_weight, state, n, m['shape'], m['dtype'])
     for n, first in json.loads(meta['tied']).items():
         if n in state: raise ValueError(f'{n}: stored twice')
         state[n] = state[first]
     return state
 
-def _check_fits(state, model):
+# %% ../nbs/08_checkpoint.ipynb #8c4ec003
+def _refuse_misfit(state, model):
     "Raise a `ValueError` unless `state` can be loaded into `model`"
     own = model.state_dict()
     missing, unexpected = [n for n in own if n not in state], [n for n in state if n not in own]
-    if missing or unexpected: raise ValueError(f'made by another model: {len(missing)} of its names are missing {missing[:3]}, {len(unexpected)} are not in it {unexpected[:3]}')
+    if missing or unexpected:
+        raise ValueError(f'made by another model: {len(missing)} of its names are missing {missing[:3]}, '
+                         f'{len(unexpected)} are not in it {unexpected[:3]}')
     for n, t in own.items():
-        if t.shape != state[n].shape or not torch.can_cast(state[n].dtype, t.dtype):
-            raise ValueError(f'made by another model: {n} is {tuple(state[n].shape)} {state[n].dtype}, the model has {tuple(t.shape)} {t.dtype}')
+        s = state[n]
+        if t.shape == s.shape and torch.can_cast(s.dtype, t.dtype): continue
+        raise ValueError(f'made by another model: {n} is {tuple(s.shape)} {s.dtype}, '
+                         f'the model has {tuple(t.shape)} {t.dtype}')
 
 # %% ../nbs/08_checkpoint.ipynb #2112ad99
 def load_sparse(
     path, # File written by `save_sparse`
-    model:nn.Module=None, # Network to load into, on any device and of any floating dtype; untouched if anything is wrong
-): # `model`, or the state_dict (CPU tensors in the dtype they had in the saved model) if there is none
+    model:nn.Module=None, # To load into, on any device, of any floating dtype; untouched if anything is wrong
+): # `model`, or without one the state_dict: CPU tensors in the dtype they had in the saved model
     "Read a sparse file; `ValueError` with the file's name and the reason if it is damaged or does not fit"
     data = Path(path).read_bytes()
     try:
         state = _decode(data)
-        if model is not None: _check_fits(state, model)
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
-        raise ValueError(f'{path}: {e if isinstance(e, ValueError) else f"damaged or not a sparse file, {e!r}"}') from e
-    if model is not None: model.load_state_dict(state)
-    return state if model is None else model
+        if model is not None: _refuse_misfit(state, model)
+    except ValueError as e: raise ValueError(f'{path}: {e}') from e
+    except (LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
+        raise ValueError(f'{path}: damaged or not a sparse file, {e!r}') from e
+    if model is None: return state
+    model.load_state_dict(state)
+    return model
 
 # %% ../nbs/08_checkpoint.ipynb #bfcc0c53
 class SparseLinear(nn.Module):
     "A linear layer in CSR form on the CPU, for inference"
-    def __init__(self, linear:nn.Linear):
+    def __init__(self,
+        linear:nn.Linear, # On the CPU, float32 or float64; untouched
+    ):
         super().__init__()
         self.out_features, self.in_features = linear.weight.shape
-        with warnings.catch_warnings(action='ignore'): csr = linear.weight.detach().to_sparse_csr()    # torch calls CSR a beta feature
-        bias = None if linear.bias is None else linear.bias.detach().clone()
-        for n, t in dict(crow=csr.crow_indices().int(), col=csr.col_indices().int(), values=csr.values(), bias=bias).items(): self.register_buffer(n, t)
-
-    def csr(self): return torch.sparse_csr_tensor(self.crow, self.col, self.values, (self.out_features, self.in_features), device=self.values.device, check_invariants=False)
-    weight = property(lambda self: self.csr().to_dense())    # for code that looks at it; a fused transformer layer multiplies by it
+        with warnings.catch_warnings(action='ignore'):       # torch calls CSR a beta feature
+            csr = linear.weight.detach().to_sparse_csr()
+        self.register_buffer('crow', csr.crow_indices().int())
+        self.register_buffer('col', csr.col_indices().int())
+        self.register_buffer('values', csr.values())
+        self.register_buffer('bias', None if linear.bias is None else linear.bias.detach().clone())
 
     def forward(self, x):
         y = (self.csr() @ x.reshape(-1, self.in_features).T).T
-        return (y if self.bias is None else y + self.bias).reshape(*x.shape[:-1], self.out_features)
+        if self.bias is not None: y = y + self.bias
+        return y.reshape(*x.shape[:-1], self.out_features)
 
-    def extra_repr(self): return f'{self.in_features}, {self.out_features}, kept={len(self.values)}, bias={self.bias is not None}'
+    def extra_repr(self):
+        has_bias = self.bias is not None
+        return f'{self.in_features}, {self.out_features}, kept={len(self.values)}, bias={has_bias}'
+
+# %% ../nbs/08_checkpoint.ipynb #8c4ec006
+@patch
+def csr(self:SparseLinear) -> torch.Tensor: # (out_features, in_features), sparse
+    "The matrix, from its three lists"
+    return torch.sparse_csr_tensor(self.crow, self.col, self.values, (self.out_features, self.in_features),
+                                   device=self.values.device, check_invariants=False)
+
+@patch(as_prop=True)
+def weight(self:SparseLinear) -> torch.Tensor: # (out_features, in_features), dense
+    "The matrix for code that looks at it"
+    return self.csr().to_dense()
 
 # %% ../nbs/08_checkpoint.ipynb #a72b916d
 def to_sparse_cpu(
     model:nn.Module, # A network on the CPU, float32 or float64
     at:float=.8, # A linear layer of at least this sparsity is converted, in [0,1]
 ) -> nn.Module: # A copy in eval mode, for inference; convolutions and other layers stay dense
-    "Replace sparse `nn.Linear` layers by CSR ones; `ValueError` if the model is elsewhere or no layer is sparse enough"
-    wrong = [f'{n} is {p.dtype} on {p.device}' for n, p in model.named_parameters() if p.device.type != 'cpu' or p.dtype not in (torch.float32, torch.float64)]
-    if wrong: raise ValueError(f'{wrong[0]}: sparse layers need float32 or float64 on the CPU, call model.cpu().float() first')
-    zeros = {m: (m.weight == 0).float().mean().item() for m in model.modules() if type(m) is nn.Linear}    # a subclass may compute something else
-    chosen = [m for m, z in zeros.items() if z >= at]
-    if not chosen: raise ValueError(f'none of {len(zeros)} nn.Linear is at least {at:.0%} zeros, the sparsest has {max(zeros.values(), default=0):.1%}: prune further, or lower `at`')
-    return copy.deepcopy(model, {id(m): SparseLinear(m) for m in chosen}).eval()    # the memo: copies to use instead
+    "Replace sparse `nn.Linear` layers by CSR ones; `ValueError` if the model is elsewhere or too dense"
+    for n, p in model.named_parameters():
+        if p.device.type == 'cpu' and p.dtype in (torch.float32, torch.float64): continue
+        raise ValueError(f'{n} is {p.dtype} on {p.device}: sparse layers need float32 or float64 on the CPU, '
+                         'call model.cpu().float() first')
+    linear = [m for m in model.modules() if type(m) is nn.Linear]       # a subclass may do something else
+    zeros = {m: (m.weight == 0).float().mean().item() for m in linear}
+    chosen = [m for m, share in zeros.items() if share >= at]
+    if chosen:
+        copies = {id(m): SparseLinear(m) for m in chosen}
+        return copy.deepcopy(model, copies).eval()          # takes these as the copies of the chosen ones
+    raise ValueError(f'none of {len(zeros)} nn.Linear is at least {at:.0%} zeros, the sparsest has '
+                     f'{max(zeros.values(), default=0):.1%}: prune further, or lower `at`')

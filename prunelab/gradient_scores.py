@@ -10,33 +10,45 @@ __all__ = ['evaluating', 'gradient', 'snip', 'grasp', 'synflow', 'iterated']
 # %% ../nbs/03b_gradient_scores.ipynb #61412528
 from contextlib import contextmanager
 from functools import partial, update_wrapper
+
 import torch
 from torch.func import functional_call
+
 from .core import eval_mode
 
 # %% ../nbs/03b_gradient_scores.ipynb #b6fcab11
 @contextmanager
-def evaluating(model):
+def evaluating(
+    model, # Any network
+):
     "Eval mode, and autocast off, inside the block; after it, every module's own mode again"
-    with eval_mode(model), torch.autocast(next(model.parameters()).device.type, enabled=False): yield
+    device = next(model.parameters()).device
+    with eval_mode(model), torch.autocast(device.type, enabled=False): yield
 
-def _check(ws, model, batch):
-    if unknown := sorted(set(ws) - {n for n, _ in model.named_parameters(remove_duplicate=False)}):
-        raise ValueError(f'the model has no parameters {unknown}; take the weights from `weights(model)` of this model')
+# %% ../nbs/03b_gradient_scores.ipynb #93ad0002
+def _refuse_misfits(ws, model, batch):
+    "Raise a `ValueError` if names are not the model's, or a batch is no pair of tuples"
+    unknown = sorted(set(ws) - {n for n, _ in model.named_parameters(remove_duplicate=False)})
+    if unknown:
+        raise ValueError(f'the model has no parameters {unknown}; '
+                         'take the weights from `weights(model)` of this model')
     if len(batch) != 2 or any(isinstance(b, torch.Tensor) for b in batch):
         raise ValueError('batch is a pair (inputs, targets), each a tuple of tensors, such as ((x,), (y,))')
 
 @torch.enable_grad()
 def _gradient(ws, model, batch, loss_func, create_graph=False):
-    "Leaves that share memory with `ws`, and the gradient at them"
-    _check(ws, model, batch)
+    "({name: leaf that shares memory with the weight}, {name: gradient at it})"
+    _refuse_misfits(ws, model, batch)
     leaves = {n: w.detach().requires_grad_() for n, w in ws.items()}
     device = next(iter(leaves.values())).device
-    xs, ys = [[t.as_subclass(torch.Tensor).to(device) for t in ts] for ts in batch]
+    xs, ys = ([t.as_subclass(torch.Tensor).to(device) for t in ts] for ts in batch)
     with evaluating(model):
         loss = loss_func(functional_call(model, leaves, tuple(xs)), *ys)
-        if loss.ndim: raise ValueError(f'loss_func must return one number, the mean of the batch, got shape {tuple(loss.shape)}')
-        gs = torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph, materialize_grads=True)
+        if loss.ndim:
+            raise ValueError('loss_func must return one number, the mean of the batch, '
+                             f'got shape {tuple(loss.shape)}')
+        gs = torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph,
+                                 materialize_grads=True)
     return leaves, dict(zip(leaves, gs))
 
 # %% ../nbs/03b_gradient_scores.ipynb #eaa44c2a
@@ -49,14 +61,16 @@ def gradient(
     "The gradient at the weights `ws`, without a trace in the model"
     return _gradient(ws, model, batch, loss_func)[1]
 
+# %% ../nbs/03b_gradient_scores.ipynb #93ad0004
 def snip(
     ws:dict, # {name: weight}
     model, # Evaluated in eval mode, see `gradient`
     batch, # (inputs, targets), each a tuple of tensors
     loss_func, # `(out, *targets)` -> mean loss
 ) -> dict: # {name: |w·dL/dw|}, same shapes, float32
-    "Importance is the effect on the loss, to first order (Lee, Ajanthan, Torr 2019)"
-    return {n: (ws[n].detach()*g).abs().float() for n, g in gradient(ws, model, batch, loss_func).items()}
+    "Importance is the effect on the loss, to first order: |w·∂L/∂w| (Lee, Ajanthan, Torr 2019)"
+    gs = gradient(ws, model, batch, loss_func)
+    return {n: (ws[n].detach()*g).abs().float() for n, g in gs.items()}
 
 # %% ../nbs/03b_gradient_scores.ipynb #79aa1531
 @torch.enable_grad()
@@ -65,17 +79,25 @@ def grasp(
     model, # Evaluated in eval mode, see `gradient`
     batch, # (inputs, targets), each a tuple of tensors
     loss_func, # `(out, *targets)` -> mean loss
-) -> dict: # {name: w·(Hg)}, same shapes, float32, of either sign: the larger, the more gradient flow is lost with it
-    "Importance is what removal takes from the squared gradient norm (Wang, Zhang, Grosse 2020)"
+) -> dict: # {name: w·(Hg)}, same shapes, float32, of either sign: the larger, the more is lost with it
+    "Importance is what removal takes from the squared gradient norm: w·(Hg) (Wang, Zhang, Grosse 2020)"
     leaves, gs = _gradient(ws, model, batch, loss_func, create_graph=True)
-    with evaluating(model): Hg = torch.autograd.grad(sum((g*g.detach()).sum() for g in gs.values()), list(leaves.values()), materialize_grads=True)
+    with evaluating(model):
+        half_norm = sum((g*g.detach()).sum() for g in gs.values())      # its gradient is Hg
+        Hg = torch.autograd.grad(half_norm, list(leaves.values()), materialize_grads=True)
     return {n: (ws[n].detach()*h).float() for n, h in zip(leaves, Hg)}
 
 # %% ../nbs/03b_gradient_scores.ipynb #66e2104c
-def _no_offset(n, t):
+def _without_offset(n, t):
     "Absolute value in float64; 0 for what is added rather than multiplied"
+    is_added = 'bias' in n.rpartition('.')[2] or n.endswith('running_mean')
     t = t.detach().double().abs()
-    return torch.zeros_like(t) if 'bias' in n.rpartition('.')[2] or n.endswith('running_mean') else t
+    return torch.zeros_like(t) if is_added else t
+
+def _ones(x, device):
+    "One input of ones, as `x` has them"
+    dtype = torch.double if x.is_floating_point() else x.dtype
+    return torch.ones(1, *x.shape[1:], device=device, dtype=dtype)
 
 @torch.enable_grad()
 def synflow(
@@ -83,35 +105,41 @@ def synflow(
     model, # Of ReLU, pooling, BatchNorm and the like; eval mode, stays as it is
     batch, # (inputs, targets): only the shapes of the inputs are used
 ) -> dict: # {name: |w|·dR/d|w| / R} in [0,1], same shapes, float32; all 0 where no path is left
-    "Importance is the share of all paths from input to output (Tanaka et al. 2020); apply it with `iterated`"
-    _check(ws, model, batch)
+    """Importance is the share of all paths from input to output: |w|·∂R/∂|w| / R with R = 1ᵀ|W_L|⋯|W₁|1
+
+    Tanaka et al. 2020. Apply it with `iterated`."""
+    _refuse_misfits(ws, model, batch)
     leaves = {n: w.detach().double().abs().requires_grad_() for n, w in ws.items()}
-    rest = {n: _no_offset(n, t) for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_floating_point()}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    rest = {n: _without_offset(n, t) for n, t in tensors if t.is_floating_point()}
     device = next(iter(leaves.values())).device
-    ones = [torch.ones(1, *x.shape[1:], device=device, dtype=torch.double if x.is_floating_point() else x.dtype) for x in batch[0]]
-    with evaluating(model): R = functional_call(model, {**rest, **leaves}, tuple(ones)).sum()
+    with evaluating(model):
+        R = functional_call(model, {**rest, **leaves}, tuple(_ones(x, device) for x in batch[0])).sum()
     gs = torch.autograd.grad(R, list(leaves.values()), materialize_grads=True)
     return {n: (leaves[n]*g/R).detach().nan_to_num(0.).float() for n, g in zip(leaves, gs)}
 
 # %% ../nbs/03b_gradient_scores.ipynb #1fa604fd
 def _rounds(score, allocation, sparsity, rounds, ws, **offers):
+    "Prune in rounds; the scores say in which one a weight left"
     masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in ws.items()}
-    since = {n: torch.zeros_like(w, dtype=torch.float32) for n, w in ws.items()}    # minus the rounds since a weight left
-    for k in range(1, rounds + 1):
-        s = score({n: w.detach().masked_fill(~masks[n], 0) for n, w in ws.items()}, **offers)
-        if k == rounds: break
-        masks = allocation({n: t.masked_fill(~masks[n], -torch.inf) for n, t in s.items()}, 1 - (1 - sparsity)**(k/rounds))
-        for n, m in masks.items(): since[n] -= (~m).float()
-    lowest = min([0., *(t[masks[n]].min().item() for n, t in s.items() if masks[n].any())])
-    return {n: torch.where(masks[n], t, lowest + since[n]) for n, t in s.items()}
+    rounds_ago = {n: torch.zeros_like(w, dtype=torch.float32) for n, w in ws.items()}    # -1 left last
+    def ask(): return score({n: w.detach().masked_fill(~masks[n], 0) for n, w in ws.items()}, **offers)
+    for k in range(1, rounds):
+        alive = {n: s.masked_fill(~masks[n], -torch.inf) for n, s in ask().items()}
+        masks = allocation(alive, 1 - (1 - sparsity)**(k/rounds))
+        for n, m in masks.items(): rounds_ago[n] -= (~m).float()
+    scores = ask()
+    lowest = min([0., *(s[masks[n]].min().item() for n, s in scores.items() if masks[n].any())])
+    return {n: torch.where(masks[n], s, lowest + rounds_ago[n]) for n, s in scores.items()}
 
 def iterated(
     score, # Any score function
     allocation, # How layers share the total in each round, such as `global_`
     sparsity:float, # Target, in [0,1); give the same to whoever uses the score
-    rounds:int=100, # Rounds, each removing the same fraction of what is left; the last one is left to the user of the score
-): # A score function that asks for what `score` asks for; it can be pickled if `score` and `allocation` can
+    rounds:int=100, # Each removes the same fraction of what is there; the last one is left to the user
+): # A score function that asks for what `score` asks for; it can be pickled if its parts can
     "The score that prunes and asks again, on the way to `sparsity`"
-    if not 0 <= sparsity < 1: raise ValueError(f'sparsity is the fraction removed, at least 0 and below 1, got {sparsity}')
+    if not 0 <= sparsity < 1:
+        raise ValueError(f'sparsity is the fraction removed, at least 0 and below 1, got {sparsity}')
     if rounds < 1: raise ValueError(f'rounds is at least 1, got {rounds}')
     return update_wrapper(partial(_rounds, score, allocation, sparsity, rounds), score)

@@ -8,13 +8,20 @@ Docs: https://prunelab.github.io/prunelab/report.html.md"""
 __all__ = ['REST', 'macs', 'Report', 'table', 'stored', 'sparse_bytes', 'unique_state', 'sizes', 'plot_layers']
 
 # %% ../nbs/07_report.ipynb #cca64269
-import gzip, math, warnings
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+import gzip
+import math
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
 from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
 from .core import eval_mode, weights
 
 # %% ../nbs/07_report.ipynb #f8a20c14
@@ -51,13 +58,14 @@ class _ByWeight(TorchDispatchMode):
     def __init__(self, ws):
         super().__init__()
         self.counter = FlopCounterMode(display=False, custom_mapping=_OWN_FORMULAS)
-        self.macs, self.uncounted = dict.fromkeys([*ws, REST], 0), set()
+        self.macs = dict.fromkeys([*ws, REST], 0)
+        self.uncounted = set()                  # operations that may multiply and have no formula
         self.names = {w.untyped_storage().data_ptr(): n for n, w in ws.items()}    # views share the storage
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         before = self.counter.get_total_flops()
         out = func(*args, **(kwargs or {}))
-        new = (self.counter.get_total_flops() - before) // 2
+        new = (self.counter.get_total_flops() - before)//2
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         if new: self.macs[self.owner(tensors)] += new
         elif func._overloadpacket not in self.counter.flop_registry and _may_multiply(func, tensors):
@@ -70,8 +78,9 @@ class _ByWeight(TorchDispatchMode):
         return next((self.names[p] for p in pointers if p in self.names), REST)
 
 # %% ../nbs/07_report.ipynb #358537ab
-@torch.enable_grad()    # nothing is differentiated; but without it torch fuses a whole encoder layer into one operation
+@torch.enable_grad()            # otherwise torch fuses a whole encoder layer into one operation
 def _count(model, ws, xs):
+    "({name: MACs}, names of operations that may have been missed)"
     count = _ByWeight(ws)
     with eval_mode(model), count.counter, count: model(*xs)
     return count.macs, sorted(count.uncounted)
@@ -79,28 +88,36 @@ def _count(model, ws, xs):
 def macs(
     model:nn.Module, # Any network; unchanged afterwards
     x, # A batch, or a tuple of inputs: the first item along dimension 0 is used, moved to the model's device
-): # DataFrame {weight name: MACs, sparse MACs} for one item, the last row is everything else
-    "Multiply-accumulates per weight by torch's counter: dense, and times the fraction of the weight that is not zero"
+): # `Report` {weight name: MACs, sparse MACs} for one item, the last row is everything else
+    "Multiply-accumulates per weight: dense by torch's counter, and times the fraction that is not zero"
     ws, xs = weights(model), x if isinstance(x, (tuple, list)) else (x,)
-    if not all(isinstance(t, torch.Tensor) for t in xs): raise ValueError(f'x must be a tensor or a tuple of tensors, got {x!r}; for images try torch.zeros(1, 3, 32, 32)')
-    dense, uncounted = _count(model, ws, [t[:1].detach().clone().to(next(model.parameters()).device) for t in xs])
-    unseen = [n for n, w in ws.items() if not dense[n]]
-    if unseen:
-        warnings.warn(f'no multiplication by {unseen} was counted: unused, or in an operation without a formula')
-    if uncounted:
-        warnings.warn(f'{uncounted} may multiply but have no formula: they count 0, so the MACs may be too few')
+    if not all(isinstance(t, torch.Tensor) for t in xs):
+        raise ValueError(f'x must be a tensor or a tuple of tensors, got {x!r}; '
+                         'for images try torch.zeros(1, 3, 32, 32)')
+    device = next(model.parameters()).device
+    dense, uncounted = _count(model, ws, [t[:1].detach().clone().to(device) for t in xs])
+    _warn_of_gaps([n for n in ws if not dense[n]], uncounted)
     density = {n: int(w.count_nonzero())/max(w.numel(), 1) for n, w in ws.items()}
     return Report({'MACs': dense, 'sparse MACs': {n: round(m*density.get(n, 1)) for n, m in dense.items()}})
 
+def _warn_of_gaps(unseen, uncounted):
+    if unseen:
+        warnings.warn(f'no multiplication by {unseen} was counted: unused, or in an operation without a '
+                      'formula')
+    if uncounted:
+        warnings.warn(f'{uncounted} may multiply but have no formula: they count 0, so the MACs may be too '
+                      'few')
+
 # %% ../nbs/07_report.ipynb #dd0cd8ba
-_count_, _times = '{:,.0f}'.format, lambda v: 'empty' if v == np.inf else f'{v:,.2f}×'
-_FORMAT = {'weights': _count_, 'kept': _count_, 'sparsity': '{:.2%}'.format, 'compression': _times, 'share': '{:.1%}'.format,
-           'MACs': _count_, 'sparse MACs': _count_, 'speed-up': _times}
+_count_of = '{:,.0f}'.format
+def _times(factor): return 'empty' if factor == np.inf else f'{factor:,.2f}×'
+_FORMAT = {'weights': _count_of, 'kept': _count_of, 'sparsity': '{:.2%}'.format, 'compression': _times,
+           'share': '{:.1%}'.format, 'MACs': _count_of, 'sparse MACs': _count_of, 'speed-up': _times}
 
 class Report(pd.DataFrame):
     "A DataFrame that prints counts with separators and fractions in percent"
     @property
-    def _constructor(self): return Report
+    def _constructor(self): return Report                   # so that a part of a report is a report
     def __repr__(self): return self.to_string(formatters=_FORMAT, na_rep='')
     def _repr_html_(self): return self.to_html(formatters=_FORMAT, na_rep='')
 
@@ -110,16 +127,18 @@ def table(
     x=None, # A batch (see `macs`); without it the table has no MACs
     exclude=(), # Weights that were not to be pruned; they count as everything else
 ) -> Report: # One row per prunable weight, then their total, everything else and the whole network
-    "What is left of each layer and of the whole: weights, compression and, given `x`, MACs and theoretical speed-up"
-    ws, prunable = weights(model, exclude), weights(model)
-    t = pd.DataFrame({'weights': {n: w.numel() for n, w in ws.items()}, 'kept': {n: int(w.count_nonzero()) for n, w in ws.items()}})
+    "What is left of each layer and of the whole: weights, compression and, with `x`, MACs and speed-up"
+    ws = weights(model, exclude)
+    t, prunable = _counts(ws), _counts(weights(model)).sum()
     n = sum(p.numel() for p in model.parameters())
-    total = pd.Series({'weights': n, 'kept': n - sum(w.numel() - int(w.count_nonzero()) for w in prunable.values())})
+    removed = prunable['weights'] - prunable['kept']        # a bias that is 0 was not removed
+    total = pd.Series({'weights': n, 'kept': n - removed})
     if x is not None:
         m = macs(model, x)
         t, total = t.join(m), pd.concat([total, m.sum()])
     layers = t.sum()
-    t = pd.concat([t, pd.DataFrame({'prunable weights': layers, REST: total - layers, 'all parameters': total}).T])
+    sums = {'prunable weights': layers, REST: total - layers, 'all parameters': total}
+    t = pd.concat([t, pd.DataFrame(sums).T])
     t.insert(0, 'shape', [tuple(ws[n].shape) if n in ws else '' for n in t.index])
     t.insert(3, 'sparsity', 1 - t['kept']/t['weights'])
     t.insert(4, 'compression', t['weights']/t['kept'])
@@ -127,43 +146,55 @@ def table(
     if x is not None: t['speed-up'] = t['MACs']/t['sparse MACs']
     return Report(t)
 
+def _counts(parameters):
+    "How many numbers each parameter has, and how many of them are not 0"
+    return pd.DataFrame({'weights': {n: p.numel() for n, p in parameters.items()},
+                         'kept': {n: int(p.count_nonzero()) for n, p in parameters.items()}})
+
 # %% ../nbs/07_report.ipynb #5f559358
-_INT = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}     # as wide as so many bytes
 
 def stored(
     w:torch.Tensor, # Any real tensor
 ) -> torch.Tensor: # Bool, same shape: False where all bits are 0, so -0.0 is stored
     "Which values a sparse file must keep"
-    return w.detach().view(_INT[w.element_size()]) != 0
+    return w.detach().view(_INTEGERS[w.element_size()]) != 0
 
 def sparse_bytes(
     w:torch.Tensor, # A weight
     dtype=None, # Of the stored values; that of `w` if None
-) -> int: # ceil(n/8) + bytes per value times kept values
+) -> int: # ⌈n/8⌉ + bytes per value times kept values
     "Size of a weight as bitmask and values"
-    return -(-w.numel()//8) + (dtype or w.dtype).itemsize*int(stored(w).sum())
+    n_bits = -(-w.numel()//8)
+    return n_bits + (dtype or w.dtype).itemsize*int(stored(w).sum())
 
 # %% ../nbs/07_report.ipynb #76f57913
 def unique_state(
     model:nn.Module, # A network whose `state_dict` holds tensors only
 ) -> tuple: # ({name: contiguous CPU copy}, {other name: name} of those that share a tensor)
     "The tensors of a model's `state_dict`, each of them once"
-    state, alias, seen = {}, {}, {}
+    state, tied, names = {}, {}, {}
     for n, t in model.state_dict(keep_vars=True).items():    # keep_vars: a shared parameter is one object
-        if not isinstance(t, torch.Tensor): raise ValueError(f'{n!r} is a {type(t).__name__}: only tensors can be stored; keep it elsewhere')
-        if id(t) in seen: alias[n] = seen[id(t)]
-        else: seen[id(t)], state[n] = n, t.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return state, alias
+        if not isinstance(t, torch.Tensor):
+            raise ValueError(f'{n!r} is a {type(t).__name__}: only tensors can be stored; keep it elsewhere')
+        if id(t) in names:
+            tied[n] = names[id(t)]
+            continue
+        names[id(t)] = n
+        state[n] = t.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return state, tied
 
+# %% ../nbs/07_report.ipynb #7e904005
 def sizes(
     model:nn.Module, # Any network
-) -> dict: # parameters, nonzeros (counts); dense, gzip (bytes of a safetensors file), sparse (bytes of bitmask and values, without header)
-    "How large the network is, in numbers and in bytes"
-    state, ps, ws = unique_state(model)[0], list(model.parameters()), weights(model)
-    raw = to_bytes(state)
-    return dict(parameters=sum(p.numel() for p in ps), nonzeros=sum(int(p.count_nonzero()) for p in ps),
+) -> dict: # Counts parameters, nonzeros; bytes dense, gzip (safetensors), sparse (bitmask and values)
+    "How large the network is, in numbers and in bytes (without the sparse file's header)"
+    state, ws = unique_state(model)[0], weights(model)
+    raw, counts = to_bytes(state), _counts(dict(model.named_parameters())).sum()
+    def in_sparse_file(n, t): return min(t.nbytes, sparse_bytes(t)) if n in ws else t.nbytes
+    return dict(parameters=int(counts['weights']), nonzeros=int(counts['kept']),
                 dense=len(raw), gzip=len(gzip.compress(raw, 6)),
-                sparse=sum(min(t.nbytes, sparse_bytes(t)) if n in ws else t.nbytes for n, t in state.items()))
+                sparse=sum(in_sparse_file(n, t) for n, t in state.items()))
 
 # %% ../nbs/07_report.ipynb #408f19d5
 def plot_layers(
@@ -178,5 +209,6 @@ def plot_layers(
     line, = ax.plot(density, '.-', **kwargs)
     empty = [i for i, d in enumerate(density) if d == 0]
     ax.plot(empty, [0]*len(empty), 'x', color=line.get_color(), ms=9, clip_on=False)
-    ax.set(xlabel='layer', ylabel='density', ylim=(0, None), xlim=(-.5, len(ws) - .5), xticks=range(0, len(ws), max(1, len(ws)//10)))
+    ax.set(xlabel='layer', ylabel='density', ylim=(0, None), xlim=(-.5, len(ws) - .5))
+    ax.set_xticks(range(0, len(ws), max(1, len(ws)//10)))
     return ax

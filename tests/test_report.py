@@ -1,6 +1,10 @@
 "What prunelab.report promises beyond its page"
-import copy, gzip, warnings
-import pandas as pd, pytest, torch
+import copy
+import gzip
+import warnings
+import pandas as pd
+import pytest
+import torch
 from safetensors.torch import save
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -10,13 +14,19 @@ from prunelab.report import REST, macs, plot_layers, sizes, sparse_bytes, stored
 
 @pytest.fixture
 def net():
+    "LeNet-5, half of its largest layer 0"
     with seeded(0): net = lenet5()
     with torch.no_grad(): net.fc1.weight[::2] = 0
     return net
 
+IMAGE = torch.zeros(1, 1, 28, 28)
+
+# MACs
+
 def test_macs_of_lenet5_by_hand(net):
     m = macs(net, torch.zeros(9, 1, 28, 28))['MACs']
-    assert m.to_dict() == {'conv1.weight': 24*24*20*25, 'conv2.weight': 8*8*50*20*25, 'fc1.weight': 800*500, 'fc2.weight': 5000, REST: 0}
+    assert m.to_dict() == {'conv1.weight': 24*24*20*25, 'conv2.weight': 8*8*50*20*25, 'fc1.weight': 800*500,
+                           'fc2.weight': 5000, REST: 0}
 
 @pytest.mark.parametrize('layer,shape,expected', [
     (nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2), (4, 9, 9), 5*5*8*2*9),
@@ -27,27 +37,52 @@ def test_macs_of_layers(layer, shape, expected):
     assert macs(layer, torch.zeros(2, *shape))['MACs'].to_dict() == {'weight': expected, REST: 0}
 
 def test_macs_sparse_is_dense_times_kept_fraction(net):
-    m = macs(net, torch.zeros(1, 1, 28, 28))
+    m = macs(net, IMAGE)
     assert m['sparse MACs']['fc1.weight'] == m['MACs']['fc1.weight']//2
     assert m['sparse MACs']['conv2.weight'] == m['MACs']['conv2.weight']
 
-def test_macs_changes_nothing():
-    with seeded(0): net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(), nn.Flatten(), nn.Linear(36, 2))
-    net.train(); net[1].eval()
-    x, before, rng = torch.ones(3, 1, 5, 5), copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    x0 = x.clone()
-    macs(net, x)
-    assert [m.training for m in net.modules()] == [True, True, False, True, True, True, True]
-    assert all(torch.equal(before[n], t) for n, t in net.state_dict().items())
-    assert all(p.grad is None and p.requires_grad for p in net.parameters())
-    assert torch.equal(x, x0) and torch.equal(rng, torch.get_rng_state())
-    with pytest.raises(RuntimeError): macs(net, torch.ones(1, 3, 5, 5))      # wrong channels: the modes still come back
-    assert net.training and not net[1].training
+@pytest.fixture
+def mixed():
+    "Layers of many kinds, one of them in eval mode"
+    with seeded(0):
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(),
+                            nn.Flatten(), nn.Linear(36, 2))
+    net.train()
+    net[1].eval()
+    return net
+
+def test_macs_changes_nothing(mixed):
+    x, before, rng = torch.ones(3, 1, 5, 5), copy.deepcopy(mixed.state_dict()), torch.get_rng_state()
+    macs(mixed, x)
+    assert [m.training for m in mixed.modules()] == [True, True, False, True, True, True, True]
+    assert all(torch.equal(before[n], t) for n, t in mixed.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in mixed.parameters())
+    assert torch.equal(x, torch.ones(3, 1, 5, 5)) and torch.equal(rng, torch.get_rng_state())
+
+def test_modes_come_back_after_an_error(mixed):
+    with pytest.raises(RuntimeError): macs(mixed, torch.ones(1, 3, 5, 5))      # wrong channels
+    assert mixed.training and not mixed[1].training
 
 def test_macs_leaves_an_inplace_input_alone():
     x = -torch.ones(1, 3)
     macs(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), x)
     assert torch.equal(x, -torch.ones(1, 3))
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Bilinear(3, 4, 2), nn.Linear(2, 5)
+    def forward(self, x, y): return self.b(x[:, :2]) + y[:, :1]
+
+def test_macs_of_several_inputs():
+    with pytest.warns(UserWarning, match='a.weight'):
+        m = macs(TwoInputs(), (torch.zeros(2, 3), torch.zeros(2, 4)))
+    assert m['MACs']['b.weight'] == 10
+
+def test_macs_needs_tensors():
+    with pytest.raises(ValueError, match='must be a tensor'): macs(nn.Linear(2, 2), 3)
+
+# attention, and what has no formula
 
 def test_macs_of_attention_are_told_apart():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -56,19 +91,28 @@ def test_macs_of_attention_are_told_apart():
     assert m['linear1.weight'] == m['linear2.weight'] == 5*8*16
     assert m[REST] == 2*5*5*8                # scores and their product with the values
 
-@pytest.mark.parametrize('kwargs', [{}, {'is_causal': True}, {'enable_gqa': True}], ids=['full', 'causal', 'grouped'])
-def test_macs_of_attention_are_the_same_fused_or_not(kwargs):
+class Attention(nn.Module):
+    "Attention alone, and a weight that nothing multiplies by"
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.unused, self.kwargs = nn.Linear(1, 1), kwargs
+    def forward(self, q, k, v): return nn.functional.scaled_dot_product_attention(q, k, v, **self.kwargs)
+
+KINDS = {'full': {}, 'causal': {'is_causal': True}, 'grouped': {'enable_gqa': True}}
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('backend', [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+def test_macs_of_attention_are_the_same_fused_or_not(kind, backend):
     "Whatever torch's own table holds: two batched products, for each head of the queries"
-    class Attention(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.unused = nn.Linear(1, 1)
-        def forward(self, q, k, v): return nn.functional.scaled_dot_product_attention(q, k, v, **kwargs)
-    n_kv = 2 if kwargs.get('enable_gqa') else 4
+    n_kv = 2 if kind == 'grouped' else 4
     q, k, v = torch.randn(1, 4, 5, 6), torch.randn(1, n_kv, 7, 6), torch.randn(1, n_kv, 7, 6)
-    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
-        with sdpa_kernel(backend), pytest.warns(UserWarning, match='unused.weight'):
-            assert macs(Attention(), (q, k, v))['MACs'][REST] == 4*5*7*(6 + 6), backend
+    with sdpa_kernel(backend), pytest.warns(UserWarning, match='unused.weight'):
+        assert macs(Attention(**KINDS[kind]), (q, k, v))['MACs'][REST] == 4*5*7*(6 + 6)
+
+@pytest.mark.parametrize('mode', [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_macs_are_the_same_in_every_grad_mode(mode):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    with mode(): assert macs(layer, torch.zeros(1, 5, 8))['MACs'][REST] == 2*5*5*8
 
 class Applies(nn.Module):
     "A network whose forward pass is `function`"
@@ -89,60 +133,70 @@ def test_an_operation_without_a_formula_is_named(function, name):
         assert macs(Applies(function), torch.ones(1, 3))['MACs']['layer.weight'] == 9
 
 @pytest.mark.parametrize('function', [
-    torch.relu, nn.LayerNorm(3), nn.BatchNorm1d(3).eval(), nn.PReLU(), lambda x: x*x + x, lambda x: torch.cat([x, x]),
-    lambda x: torch.where(x > 0, x, -x), lambda x: x.index_select(1, torch.tensor([0, 2])), lambda x: x @ x.T,
-    lambda x: nn.functional.embedding(torch.tensor([0]), x), lambda x: nn.functional.scaled_dot_product_attention(x, x, x)])
+    torch.relu, nn.LayerNorm(3), nn.BatchNorm1d(3).eval(), nn.PReLU(),
+    lambda x: x*x + x, lambda x: torch.cat([x, x]), lambda x: torch.where(x > 0, x, -x), lambda x: x @ x.T,
+    lambda x: x.index_select(1, torch.tensor([0, 2])),
+    lambda x: nn.functional.embedding(torch.tensor([0]), x),
+    lambda x: nn.functional.scaled_dot_product_attention(x, x, x)])
 def test_what_multiplies_nothing_or_is_counted_is_not_suspected(function):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         macs(Applies(function), torch.ones(1, 3))
 
-def test_macs_are_the_same_in_every_grad_mode():
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
-    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
-        with mode(): assert macs(layer, torch.zeros(1, 5, 8))['MACs'][REST] == 2*5*5*8, mode
-
-def test_macs_of_several_inputs_and_errors():
-    class Two(nn.Module):
-        def __init__(self): super().__init__(); self.a = nn.Bilinear(3, 4, 2); self.b = nn.Linear(2, 5)
-        def forward(self, x, y): return self.b(x[:, :2]) + y[:, :1]
-    with pytest.warns(UserWarning, match='a.weight'): m = macs(Two(), (torch.zeros(2, 3), torch.zeros(2, 4)))
-    assert m['MACs']['b.weight'] == 10
-    with pytest.raises(ValueError, match='must be a tensor'): macs(nn.Linear(2, 2), 3)
+# the table
 
 def test_table_adds_up(net):
-    x = torch.zeros(1, 1, 28, 28)
-    t = table(net, x)
-    ws = weights(net)
-    assert list(t.index) == [*ws, 'prunable weights', REST, 'all parameters']
+    t, layers = table(net, IMAGE), list(weights(net))
+    assert list(t.index) == [*layers, 'prunable weights', REST, 'all parameters']
     for c in ('weights', 'kept', 'MACs', 'sparse MACs'):
-        assert t[c][list(ws)].sum() == t[c]['prunable weights'] == t[c]['all parameters'] - t[c][REST]
+        assert t[c][layers].sum() == t[c]['prunable weights'] == t[c]['all parameters'] - t[c][REST]
+    assert t['share'][layers].sum() + t['share'][REST] == pytest.approx(1)
+
+def test_table_counts_what_is_there(net):
+    t = table(net, IMAGE)
     assert t['weights']['all parameters'] == sum(p.numel() for p in net.parameters())
     assert t['kept']['all parameters'] == t['weights']['all parameters'] - 200_000
     assert t['compression']['fc1.weight'] == 2 and t['shape']['fc1.weight'] == (500, 800)
-    assert t['share'][list(ws)].sum() + t['share'][REST] == pytest.approx(1)
     assert t['speed-up']['all parameters'] == pytest.approx(2_293_000/2_093_000)
+
+def test_zeros_that_nobody_pruned_count_as_kept(net):
+    before = table(net)
+    with torch.no_grad(): net.fc1.bias.zero_()
+    assert table(net)['kept'].equals(before['kept'])
+
+def test_table_without_a_batch(net):
     assert 'MACs' not in table(net)
 
 def test_table_with_exclusion_counts_the_excluded_as_the_rest(net):
-    full, part = table(net, torch.zeros(1, 1, 28, 28)), table(net, torch.zeros(1, 1, 28, 28), exclude='fc1')
+    full, part = table(net, IMAGE), table(net, IMAGE, exclude='fc1')
     assert 'fc1.weight' not in part.index and part['compression']['prunable weights'] == 1
-    for c in ('weights', 'kept', 'MACs', 'sparse MACs'): assert part[c]['all parameters'] == full[c]['all parameters']
+    for c in ('weights', 'kept', 'MACs', 'sparse MACs'):
+        assert part[c]['all parameters'] == full[c]['all parameters']
     assert part['MACs'][REST] == full['MACs']['fc1.weight']
+
+def test_table_refuses_unknown_names(net):
     with pytest.raises(ValueError, match='matches none'): table(net, exclude='head')
 
-def test_table_counts_a_tied_weight_once():
-    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+def tied(n):
+    "Two layers that share a weight of n×n"
+    net = nn.Sequential(nn.Linear(n, n, bias=False), nn.Linear(n, n, bias=False))
     net[1].weight = net[0].weight
-    t = table(net, torch.zeros(1, 4))
+    return net
+
+def test_table_counts_a_tied_weight_once():
+    t = table(tied(4), torch.zeros(1, 4))
     assert t['weights']['all parameters'] == 16 and t['MACs']['all parameters'] == 32
 
-def test_display(net):
+@pytest.mark.parametrize('show', [repr, lambda t: t._repr_html_()], ids=['text', 'html'])
+def test_display(net, show):
     with torch.no_grad(): net.fc1.weight.zero_()
-    t = table(net, torch.zeros(1, 1, 28, 28))
-    for text in (repr(t), t._repr_html_()): assert 'empty' in text and '400,000' in text and '100.00%' in text and 'nan' not in text.lower()
+    text = show(table(net, IMAGE))
+    assert 'empty' in text and '400,000' in text and '100.00%' in text and 'nan' not in text.lower()
+
+def test_parts_of_a_table_can_be_shown(net):
+    t = table(net)
     assert isinstance(t, pd.DataFrame)
-    repr(t[['kept']]); repr(t.T); repr(t['kept'])
+    for part in (t[['kept']], t.T, t['kept']): repr(part)
 
 def test_whole_network_empty():
     net = nn.Linear(4, 2, bias=False)
@@ -150,6 +204,8 @@ def test_whole_network_empty():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert 'empty' in repr(table(net, torch.zeros(1, 4)))
+
+# bytes
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_stored_and_sparse_bytes(dtype):
@@ -162,21 +218,23 @@ def test_stored_and_sparse_bytes(dtype):
 def test_sizes(net):
     s, raw = sizes(net), save(dict(net.state_dict()))
     assert s['dense'] == len(raw) and s['gzip'] == len(gzip.compress(raw, 6))
-    assert s['parameters'] == 431_080 and s['nonzeros'] == sum(int(p.count_nonzero()) for p in net.parameters())
+    assert s['parameters'] == 431_080
+    assert s['nonzeros'] == sum(int(p.count_nonzero()) for p in net.parameters())
     assert s['sparse'] == 4*431_080 - 4*400_000 + 400_000//8 + 4*200_000
-    with seeded(0): bn = sizes(resnet18(width=.1))
-    assert bn['sparse'] <= bn['dense']                       # nothing to gain: stays dense
+
+def test_sizes_of_a_dense_network():
+    with seeded(0): s = sizes(resnet18(width=.1))
+    assert s['sparse'] <= s['dense']                       # nothing to gain: stays dense
 
 def test_sizes_counts_a_tied_weight_once():
-    net = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
-    net[1].weight = net[0].weight
-    assert sizes(net)['sparse'] == 4*64*64
+    assert sizes(tied(64))['sparse'] == 4*64*64
+
+# the picture
 
 def test_plot_layers(net):
-    import matplotlib
-    matplotlib.use('Agg')
     with torch.no_grad(): net.fc2.weight.zero_()
-    ax = plot_layers(net, color='black', label='net')
-    line, empty = ax.lines
+    line, empty = plot_layers(net, color='black', label='net').lines
     assert list(line.get_ydata()) == [1, 1, .5, 0] and list(empty.get_xdata()) == [3]
+
+def test_plot_layers_with_exclusion(net):
     assert len(plot_layers(net, exclude='conv*').lines[0].get_ydata()) == 2
