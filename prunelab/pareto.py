@@ -13,8 +13,8 @@ from hashlib import sha256
 from itertools import chain, compress
 from pathlib import Path
 import filelock, re, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from .basin import evaluate_population
 from .core import weights
+from .evaluate import evaluate_population
 from .plotting import DENSE, PLAIN, OURS
 from .masks import apply_
 from .stochastic import stochastic_prune

@@ -11,9 +11,10 @@ __all__ = ['stochastic_prune', 'best', 'median', 'StochasticPruning']
 from functools import cache
 import torch
 from fastai.torch_core import get_model
-from .basin import correct, evaluate_population, perturb
+from .basin import perturb
 from .callbacks import PruneCB
 from .core import generator
+from .evaluate import correct, evaluate_population
 from .allocation import global_
 from .masks import apply_
 from .scores import magnitude, score_with

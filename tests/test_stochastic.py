@@ -4,9 +4,10 @@ import pytest, torch
 import fastai.torch_core     # before tensors are compared
 from torch import nn
 from torch.nn import functional as F
-from prunelab.basin import evaluate_population, perturb
+from prunelab.basin import perturb
 from prunelab.gradient_scores import grasp, iterated, snip, synflow
 from prunelab.core import generator, seeded, weights
+from prunelab.evaluate import evaluate_population
 from prunelab.allocation import erk, global_, uniform
 from prunelab.masks import apply_, sparsity
 from prunelab.schedules import gradual, steps
