@@ -37,7 +37,7 @@ def measure(
     n:int=5, # Draws, an odd number: of an even one, the lower median
     first:int=0, # Number of the first draw
     exclude=(), # Weights to leave alone, see `weights`
-    **prune, # `score`, `allocation`, `kind` of `stochastic_prune`
+    **prune, # `unit`, `score`, `allocation`, `kind` of `stochastic_prune`
 ) -> tuple: # (median accuracy of the noisy ones, accuracy without noise)
     "Prune `n` noisy copies and one without noise; evaluate them"
     if n < 1: raise ValueError(f'n is the number of draws, at least 1, got {n}')
