@@ -16,7 +16,7 @@ __all__ = ['weights', 'seeded', 'generator', 'house_style', 'magnitude', 'random
 # %% ../nbs/60_all.ipynb #a1100003
 # ruff: noqa: F401 — these names are imported to be handed on
 from .allocation import erk, global_, lamp, uniform
-from .basin import interpolate, noise, perturb, population, slice1d, slice2d
+from .basin import noise, perturb, population
 from .callbacks import PruneCB
 from .checkpoint import load_sparse, save_sparse, to_sparse_cpu
 from .core import generator, seeded, weights
@@ -25,6 +25,7 @@ from .evaluate import correct, evaluate_population
 from .extreme import ExtremeValuePruning, layerwise
 from .gradient_scores import grasp, iterated, snip, synflow
 from .hold import HoldMasks
+from .landscape import interpolate, slice1d, slice2d
 from .masks import apply_, keep_top, sparsity
 from .pareto import F1, F2, front, plot_front, search
 from .plotting import house_style

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from prunelab.basin import noise, perturb
 from prunelab.core import seeded, weights
 from prunelab.evaluate import evaluate_population
-from prunelab.basin import filter_normalised, interpolate, noise, perturb, slice1d, slice2d
+from prunelab.landscape import filter_normalised, interpolate, slice1d, slice2d
 from .test_evaluate import Net, loss, new_net, same
 
 @pytest.fixture
