@@ -40,8 +40,8 @@ def _sigma_of_each(ws, sigma):
     "{name: sigma} with all names; a missing one means 0"
     if not isinstance(sigma, dict): return dict.fromkeys(ws, float(sigma))
     unknown = sorted(set(sigma) - set(ws))
-    if unknown: raise ValueError(f'sigma names {unknown}, which are none of the weights; choose from {list(ws)}')
-    return {n: float(sigma.get(n, 0)) for n in ws}
+    if not unknown: return {n: float(sigma.get(n, 0)) for n in ws}
+    raise ValueError(f'sigma names {unknown}, which are none of the weights; choose from {list(ws)}')
 
 # %% ../nbs/11_basin.ipynb #11pert02
 def perturb(
