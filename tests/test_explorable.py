@@ -158,6 +158,12 @@ def test_it_is_readable(opened, address, scheme, width):
     tab.wait_for_timeout(300)
     assert not tab.evaluate(LOOK)
 
+def test_it_stands_on_the_page_s_own_ground_in_the_dark(opened, address):
+    tab = opened(f'{address}/index.html', color_scheme='dark')
+    box = tab.locator('.text_html:has(figure.explorable)').first
+    assert box.evaluate('e => getComputedStyle(e).backgroundColor') == 'rgba(0, 0, 0, 0)'
+    assert 'invert' in box.locator('img').evaluate('e => getComputedStyle(e).filter')
+
 def test_axe_finds_nothing(opened, address):
     axe = pytest.importorskip('axe_playwright_python.sync_playwright')
     tab = opened(f'{address}/index.html')
