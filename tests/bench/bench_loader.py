@@ -7,7 +7,7 @@ from fastai.vision.augment import CropPad, FlipItem, RandomCrop
 from fastai.vision.data import ImageDataLoaders
 from PIL import Image
 from prunelab.lab.data import DeviceLoader, Images
-from prunelab.lab.images import _pixels
+from prunelab.lab.images import as_pixels
 
 TARGET, MEAN, STD = 10, [.49, .48, .45], [.25, .24, .26]
 
