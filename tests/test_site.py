@@ -270,7 +270,7 @@ def tab(reader):
     yield tab
     tab.close()
 
-# Formulas that were not set, dollars that are left, text that is too pale, what is too wide; {} if all is well
+# Formulas that are not set, dollars that are left, text that is too pale, what is too wide; {} if all is well
 LOOK = (ROOT/'tests/look.js').read_text()
 
 @pytest.mark.parametrize('name', NAMES)
