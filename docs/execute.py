@@ -14,7 +14,7 @@ from nbdev.clean import clean_nb
 ROOT = Path(__file__).resolve().parent.parent
 # fastai's bars are empty shells once training is over
 PROGRESS = re.compile(r'<progress|fastprogress|\.progress', re.I)
-LIMIT = 300_000       # bytes of output a notebook may carry
+LIMIT = 300_000       # bytes of output a notebook may carry, explorables apart
 ENVIRONMENT = {
     'SOURCE_DATE_EPOCH': '0', 'PYTHONHASHSEED': '0',    # the same figure is the same file
     'IN_TEST': '1',       # the last cell exports nothing: the page beside it imports
@@ -41,6 +41,15 @@ def clean_output(o):
     if o.output_type in ('display_data', 'execute_result'): return clean_display(o)
     return o
 
+def is_explorable(o):
+    "A figure with a slider: `prunelab.plotting.explorable` limits its size itself"
+    return '<figure class="explorable"' in o.get('data', {}).get('text/html', '')
+
+def weight(page):
+    "Bytes of output that count against the limit"
+    outputs = [o for c in page.cells if c.cell_type == 'code' for o in c.outputs]
+    return len(str([o for o in outputs if not is_explorable(o)]))
+
 def joined(outputs):
     "Consecutive pieces of one stream as one"
     res = []
@@ -59,7 +68,7 @@ def execute(path):
         if c.cell_type != 'code': continue
         c.outputs = [o for o in map(clean_output, joined(c.outputs)) if o is not None]
     clean_nb(nb)
-    size = sum(len(str(c.get('outputs', ''))) for c in nb.cells)
+    size = weight(nb)
     if size > LIMIT:
         raise ValueError(f'{path.name}: {size} bytes of output, at most {LIMIT} are allowed: '
                          'use SVG for few marks, PNG for many')
