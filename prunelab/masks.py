@@ -85,8 +85,8 @@ def _digit_of(
     counts, # How many scores have each digit
     k, # From 1 to their sum
 ) -> tuple: # (digit, k'): the k-th largest score has this digit, and is the k'-th largest of these
-    at_least = counts.flip(0).cumsum(0).flip(0)                  # scores with this digit or a larger one
-    digit = int((at_least >= k).sum()) - 1
+    at_least = counts.flip(0).cumsum(0).flip(0)      # scores with this digit or a larger one: it only falls
+    digit = int((at_least >= k).sum()) - 1           # so the largest digit with at least k is the last of these
     above = int(at_least[digit] - counts[digit])
     return digit, k - above
 

@@ -1,4 +1,4 @@
-"Three wings and a door: imports point downwards, nothing outside the lab knows the lab, private names stay home."
+"Three wings and a door: imports point downwards, nothing outside knows the lab, private names stay home."
 import ast
 from pathlib import Path
 import pytest
@@ -15,8 +15,8 @@ TOOLS = [
 METHODS = ['basin', 'landscape', 'probes', 'stochastic', 'drop', 'extreme', 'pareto']
 DOOR = ['all']
 LAB = [f'lab.{name}' for name in (
-    'images', 'data', 'models', 'answers', 'training', 'experiment', 'compare', 'evidence', 'measures', 'arms',
-    'stochastic', 'drop', 'extreme', 'head_to_head', 'engine', 'demo')]
+    'images', 'data', 'models', 'answers', 'training', 'experiment', 'compare', 'evidence', 'measures',
+    'arms', 'stochastic', 'drop', 'extreme', 'head_to_head', 'engine', 'demo')]
 ORDER = [*TOOLS, *METHODS, *DOOR, *LAB]
 NOT_YET = {'lab.evidence'}      # planned; a name goes when its module is there
 
@@ -114,7 +114,9 @@ def test_an_arrow_that_points_up_is_found(case):
     module, source = BROKEN[case]
     assert not_below(module, set(imports(source, module, FILES)), ORDER)
 
-@pytest.mark.parametrize('source', ['from ..core import seeded', 'from prunelab import core', 'import torch, fastai'])
+DOWNWARDS = ['from ..core import seeded', 'from prunelab import core', 'import torch, fastai']
+
+@pytest.mark.parametrize('source', DOWNWARDS)
 def test_an_arrow_that_points_down_passes(source):
     assert not not_below('lab.data', set(imports(source, 'lab.data', FILES)), ORDER)
 
