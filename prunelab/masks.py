@@ -86,7 +86,7 @@ def _digit_of(
     k, # From 1 to their sum
 ) -> tuple: # (digit, k'): the k-th largest score has this digit, and is the k'-th largest of these
     at_least = counts.flip(0).cumsum(0).flip(0)      # scores with this digit or a larger one: it only falls
-    digit = int((at_least >= k).sum()) - 1           # so the largest digit with at least k is the last of these
+    digit = int((at_least >= k).sum()) - 1           # the last one that still has k
     above = int(at_least[digit] - counts[digit])
     return digit, k - above
 

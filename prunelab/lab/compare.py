@@ -61,7 +61,7 @@ def paired(
 
 def resampled_means(
     d, # (seeds, images) numbers
-    draws:int,
+    draws:int, # How many means
     rng, # `numpy.random.Generator`
 ) -> np.ndarray: # (draws,)
     "Means of `d` after drawing rows and columns with replacement"

@@ -41,7 +41,10 @@ class Images:
         x = self.x[i].as_subclass(kind)
         return (x,) if self.y is None else (x, self.y[i].as_subclass(TensorCategory))
 
-    def decode(self, item, full=True):
+    def decode(self,
+        item, # (image, number)
+        full=True, # For fastai, which asks so; there is one way only
+    ):
         "Names in place of numbers"
         x, *y = item
         return x, *(Category(self.vocab[int(i)]) for i in y)
@@ -64,8 +67,10 @@ class DeviceLoader(TfmdDL):
         self.seed, self.augment, self.epoch = seed, augment, 0
         super().__init__(dataset, bs=bs, shuffle=shuffle, **{**kwargs, 'num_workers': 0})
 
-    def create_batches(self, idxs):
-        "One batch after the other, cut at the positions `idxs`"
+    def create_batches(self,
+        idxs, # Positions of images
+    ):
+        "One batch after the other"
         ds, gen = self.dataset, generator((self.seed, self.epoch, 1), 'cpu')
         ds.x = ds.x.to(self.device)
         if ds.y is not None: ds.y = ds.y.to(self.device)
@@ -92,13 +97,16 @@ def randomize(self:DeviceLoader):
     "The next epoch's order and augmentation"
     self.epoch += 1
 
+# %% ../../nbs/lab/01_data.ipynb #af83b661
 @patch
 def get_idxs(self:DeviceLoader):
     "Positions in the order of this epoch, on the CPU: `get_preds` sorts by them there"
     return torch.tensor(TfmdDL.get_idxs(self), dtype=torch.int64, device='cpu')
 
 @patch
-def shuffle_fn(self:DeviceLoader, idxs):
+def shuffle_fn(self:DeviceLoader,
+    idxs, # Positions in the old order
+):
     "Another order, which follows from the seed and the number of the epoch"
     gen = generator((self.seed, self.epoch, 0), 'cpu')
     return [idxs[i] for i in torch.randperm(len(idxs), generator=gen, device='cpu').tolist()]
@@ -140,6 +148,7 @@ def _split(y, valid, n_train, seed):
                          f'{e}') from e
     return torch.from_numpy(train), torch.from_numpy(val)
 
+# %% ../../nbs/lab/01_data.ipynb #2a8dba7a
 def _channel_stats(stats, c):
     "Mean and sd of `c` channels, checked"
     mean, std = ([float(v) for v in part] for part in stats)
@@ -152,6 +161,7 @@ class _Loaders(DataLoaders):
     @property
     def test(self): return self.loaders[2]
 
+# %% ../../nbs/lab/01_data.ipynb #12417c2b
 def get_dls(
     name:str, # `digits`, `mnist`, `cifar10`, `cifar100` or `tiny_imagenet`
     bs:int=128, # Images per batch
@@ -182,7 +192,11 @@ def get_dls(
 
 # %% ../../nbs/lab/01_data.ipynb #bd123bf2
 @patch
-def new(self:DeviceLoader, dataset=None, cls=None, **kwargs):
+def new(self:DeviceLoader,
+    dataset=None, # `Images`, or a list of anything that `as_pixels` takes; the same if None
+    cls=None, # Of the loader; the same if None
+    **kwargs # Passed to fastai
+):
     "A loader like this one, of another data set or of anything that `as_pixels` takes"
     ds = self.dataset
     if dataset is not None and not isinstance(dataset, Images):

@@ -44,7 +44,7 @@ def commit() -> dict: # `sha` and `clean`; both None outside a checkout
 # %% ../../nbs/lab/50_engine.ipynb #eng00011
 def measure(
     e, # `Experiment`
-    seed:int,
+    seed:int, # One of the experiment's
     net, # `Dense`, from the experiment's recipe and this seed
     state, # Path for what a long unit has so far; used if the experiment's function takes it
 ) -> dict: # Plain data; `RuntimeError` if the experiment changed the dense network
@@ -62,14 +62,14 @@ def measure(
 
 # %% ../../nbs/lab/50_engine.ipynb #eng00016
 def duration(
-    seconds:float,
+    seconds:float, # How long
 ) -> str: # Such as '40 s' or '7 min'
     "Seconds for people"
     return f'{seconds:.0f} s' if seconds < 100 else f'{seconds/60:.0f} min'
 
 def unit_id(
     e, # `Experiment`
-    seed:int,
+    seed:int, # One of the experiment's
 ) -> str: # 16 hexadecimal digits
     "A file name for a unit: another one for another identity"
     return sha256(json.dumps([e.identity, seed], sort_keys=True).encode()).hexdigest()[:16]
@@ -156,8 +156,9 @@ def _line(e, results):
         'minutes a unit': None if minutes is None else round(minutes, 1),
         'claimed': ', '.join(f'{k} {v}' for k, v in e.claim.items())}
 
+# %% ../../nbs/lab/50_engine.ipynb #16df2165
 def overview(
-    experiments:list,
+    experiments:list, # Of `Experiment`
     results, # Folder of rows
 ) -> pd.DataFrame: # One row per experiment: units, done, needs, minutes of a unit, claimed
     "What is done and what is not, and what it costs"
@@ -173,6 +174,7 @@ def _without_gpu_units(units):
 
 def _say(line): print(line, flush=True)
 
+# %% ../../nbs/lab/50_engine.ipynb #b62e78b8
 @call_parse
 def main(
     only:str=None, # Experiments to run, a glob such as 'stochastic/*'; without it, what there is is listed

@@ -68,7 +68,7 @@ def arguments(run) -> set: # Of names
 
 # %% ../../nbs/lab/11_experiment.ipynb #exp00019
 def rehearsal(
-    e:Experiment,
+    e:Experiment, # The real one
 ) -> Experiment: # Another identity, so its rows can never be taken for real ones
     "The same code in seconds: digits, few epochs, a narrow network, one seed, and what `tiny` says"
     small = {'data': 'digits', 'epochs': min(e.recipe.epochs, 2), 'public': False,
@@ -79,7 +79,9 @@ def rehearsal(
     return replace(e, recipe=replace(e.recipe, **small), params=params, seeds=e.seeds[:1], gpu=False)
 
 # %% ../../nbs/lab/11_experiment.ipynb #exp00022
-def plain(x):
+def plain(
+    x, # What Python, NumPy or torch computed: numbers, text, lists, dicts
+): # The same as JSON takes it
     "`x` with NumPy and torch numbers as Python's, and what is not finite as None"
     if isinstance(x, dict): return {str(k): plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [plain(v) for v in x]
@@ -106,7 +108,7 @@ def append(
         os.fsync(f.fileno())
 
 def is_whole(
-    line:str,
+    line:str, # Of a file of rows
 ) -> bool:
     "Is this a whole row? Half a row has open braces"
     return 0 < line.count('{') == line.count('}')
@@ -122,7 +124,7 @@ def read(
 
 # %% ../../nbs/lab/11_experiment.ipynb #exp00028
 def done(
-    e:Experiment,
+    e:Experiment, # Whose rows
     results, # Folder of rows
 ) -> dict: # {seed: row}
     "The finished units of `e` as it is declared now"
@@ -131,7 +133,7 @@ def done(
     return {r['seed']: r for r in found if r['seed'] in e.seeds}
 
 def pending(
-    experiments:list,
+    experiments:list, # Of `Experiment`
     results, # Folder of rows
     only:str='*', # Names, as a glob
 ) -> list: # (experiment, seed), in the experiments' order; `ValueError` if no name fits
@@ -144,7 +146,7 @@ def pending(
 
 # %% ../../nbs/lab/11_experiment.ipynb #exp00031
 def rows(
-    experiments:list,
+    experiments:list, # Of `Experiment`
     results, # Folder of rows
 ) -> pd.DataFrame: # Per unit name, seed, parameters, what was found, dense (SHA-256), seconds, protocol
     "What was measured, under the protocol of today"

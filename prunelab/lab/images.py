@@ -40,6 +40,7 @@ def as_pixels(
     picture = picture.resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(picture)).reshape(size, size, c).permute(2, 0, 1)
 
+# %% ../../nbs/lab/00_images.ipynb #2267f144
 def _picture(x):
     "Numbers as a PIL image"
     if isinstance(x, np.ndarray): x = torch.from_numpy(x if x.ndim == 2 else np.moveaxis(x, 2, 0))
@@ -116,6 +117,7 @@ def _pack(name, size, folder, cache):
     about = {'format': 1, 'name': name, 'size': size, 'vocab': vocab, 'mean': mean, 'std': std}
     _write(cache, tensors, about)
 
+# %% ../../nbs/lab/00_images.ipynb #dc8c2da8
 def _write(path, tensors, about):
     "Under another name first: the file is there whole, or not at all"
     half = path.with_name(f'.{path.name}-{os.getpid()}')
@@ -150,6 +152,7 @@ def _digits(size):
     return {'x_train': x[train], 'y_train': y[train], 'x_test': x[test], 'y_test': y[test],
             'vocab': [str(k) for k in range(10)], 'mean': mean, 'std': std}
 
+# %% ../../nbs/lab/00_images.ipynb #796d4879
 def _fetch(name, home, packed):
     "Download and unpack the archive of a data set; the error says what to do without a network"
     source = _SOURCES[name]

@@ -554,7 +554,7 @@ def fine_tune(
     arm:str, # 'DP' or 'SP'
     pruner:dict, # As in `PRUNERS`
     best_of:int, # Members of SP's population; the best one on the validation images is tuned
-    epochs:int,
+    epochs:int, # Of fine-tuning
     lr:float, # Constant
     n:int, # Training images
     clip:float, # Most that a component of the gradient may be
@@ -589,7 +589,7 @@ def searched(
     seed:int, # Of the trials and their draws
     objective:str, # 'F1' or 'F2'
     sampler:dict, # As for `build_sampler`
-    trials:int,
+    trials:int, # How many are evaluated
     sigma:list, # Least and largest σ, in the unit of the weights; drawn log-uniformly
     gamma:list, # Least and largest sparsity γ
     draws:int, # Per trial, on the validation images; the median counts

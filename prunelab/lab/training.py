@@ -36,7 +36,13 @@ from .models import NETWORKS, PUBLIC, PUBLIC_STATS, public_weights
 from ..tails import GEV, GPD
 
 # %% ../../nbs/lab/10_training.ipynb #1f341b7f
-def sgd(params, lr, mom=.9, wd=5e-4, **kwargs):
+def sgd(
+    params, # Parameters, or groups of them
+    lr:float, # Learning rate η
+    mom:float=.9, # Momentum μ
+    wd:float=5e-4, # Weight decay λ, part of the gradient
+    **kwargs # What fastai passes to other optimizers; ignored
+) -> OptimWrapper:
     "torch's SGD with weight decay in the gradient, for a `Learner`"
     return OptimWrapper(params, torch.optim.SGD, lr=lr, momentum=mom, weight_decay=wd, fused=True)
 
@@ -67,6 +73,7 @@ class Recipe:
             raise ValueError(f'public weights are for cifar10 at full width, not {self.data} at {self.width}')
         object.__setattr__(self, 'epochs', 0)
 
+# %% ../../nbs/lab/10_training.ipynb #2cac02ff
 def _choose(field, value, choices):
     if value not in choices: raise ValueError(f'{field} is {value!r}: choose from {[*choices]}')
 
@@ -97,7 +104,11 @@ def model(self:Recipe):
     return NETWORKS[self.network]
 
 @patch
-def dls(self:Recipe, seed, device=None, **kwargs):
+def dls(self:Recipe,
+    seed:int, # Decides split, order and augmentation
+    device=None, # Where batches live; the accelerator if None and there is one
+    **kwargs # Passed to `get_dls`, before the recipe's own
+):
     "The recipe's data: split, order and augmentation depend on `seed`"
     own = dict(bs=self.bs, valid=self.valid, n_train=self.n_train, size=self.size)
     stats = PUBLIC_STATS if self.public else None
@@ -105,7 +116,7 @@ def dls(self:Recipe, seed, device=None, **kwargs):
 
 # %% ../../nbs/lab/10_training.ipynb #c9fb0702
 def learner(
-    recipe:Recipe,
+    recipe:Recipe, # What to build
     seed:int=0, # Decides initial weights, split, order and augmentation
     device=None, # The accelerator if None and there is one
     dls=None, # Other data than the recipe's
@@ -187,6 +198,7 @@ def _names(learn, pruner):
     own = list(_own(pruner)) if pruner else []
     return {'model': list(learn.model.state_dict()), 'holder': list(_own(HoldMasks())), 'pruner': own}
 
+# %% ../../nbs/lab/10_training.ipynb #d1a67a77
 def _snapshot(learn, pruner):
     "All that decides how this training goes on, and what it was written by"
     holder = next((c for c in learn.cbs if isinstance(c, HoldMasks)), None)
@@ -194,6 +206,7 @@ def _snapshot(learn, pruner):
         'format': FORMAT, 'names': _names(learn, pruner), 'holder': _data(holder), 'pruner': _data(pruner),
         'model': learn.model.state_dict(), 'opt': learn.opt.state_dict(), 'loader': learn.dls.train.epoch}
 
+# %% ../../nbs/lab/10_training.ipynb #1846accd
 def _restore(learn, pruner, saved):
     "Put a `Learner`, and its pruner if it has one, where a snapshot was taken"
     learn.model.load_state_dict(saved['model'])
@@ -208,7 +221,10 @@ def _restore(learn, pruner, saved):
     learn.dls.train.epoch = saved['loader']
 
 # %% ../../nbs/lab/10_training.ipynb #c5e9f3f3
-def write(path, thing):
+def write(
+    path, # File
+    thing, # Whatever `torch.save` takes
+):
     "`torch.save` that leaves the old file or the new one, never half of it"
     tmp = Path(f'{path}.{os.getpid()}.tmp')
     try:
@@ -216,7 +232,10 @@ def write(path, thing):
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-def read(path, device):
+def read(
+    path, # File
+    device, # Where its tensors go
+):
     "What `write` has written; `ValueError` that names the file if it is damaged"
     try:
         with safe_globals(LAWS): return torch.load(path, map_location=device, weights_only=True)
@@ -244,13 +263,18 @@ class Keep(Callback):
     def before_fit(self): self.saved = self.begun = time.monotonic()
 
     @property
-    def seconds(self): return self.before + time.monotonic() - self.begun
+    def seconds(self):
+        "Of training so far, earlier calls included"
+        return self.before + time.monotonic() - self.begun
 
 # %% ../../nbs/lab/10_training.ipynb #b4e02295
-def clock(seconds):
+def clock(
+    seconds:float, # How long
+) -> str:
     "Such as '35 s' or '12 min'"
     return f'{seconds:.0f} s' if seconds < 100 else f'{seconds/60:.0f} min'
 
+# %% ../../nbs/lab/10_training.ipynb #e5f5aaba
 @patch
 def after_epoch(self:Keep):
     done, now = self.epoch + 1, time.monotonic()
@@ -263,15 +287,21 @@ def after_epoch(self:Keep):
         self.late = f'{done} of {self.n_epoch} epochs are done and kept; the same call goes on from there'
         raise CancelFitException
 
+# %% ../../nbs/lab/10_training.ipynb #c34cc4e3
 @patch
-def store(self:Keep, done):
+def store(self:Keep,
+    done:int, # Epochs so far
+):
     "Write the state after `done` epochs"
     progress = {'epoch': done, 'seconds': self.seconds, 'setup': self.setup}
     write(self.path, {**_snapshot(self.learn, self.pruner), **progress})
     self.saved = time.monotonic()
 
 @patch
-def line(self:Keep, done, pace):
+def line(self:Keep,
+    done:int, # Epochs so far
+    pace:float, # Seconds an epoch
+) -> str:
     "One line of progress"
     rate, left = len(self.dls.train)*self.dls.train.bs/pace, pace*(self.n_epoch - done)
     return (f'  epoch {done} of {self.n_epoch}, {clock(left)} left, {rate:,.0f} images a second, '
@@ -296,6 +326,7 @@ def _open_state(path, device):
     if isinstance(saved, dict) and saved.get('format') == FORMAT: return saved
     raise _Unusable(f'it is not of format {FORMAT}, which this code reads')
 
+# %% ../../nbs/lab/10_training.ipynb #057b3343
 def _refuse_other_setup(saved, keep):
     "Raise if a state was written with other arguments"
     if saved['setup'] == keep.setup: return
@@ -308,6 +339,7 @@ def _refuse_other_names(saved, learn, pruner):
         unknown = sorted(set(names) - set(saved['names'][part]))
         if unknown: raise _Unusable(f'the {part} here has {unknown}, which its writer did not know')
 
+# %% ../../nbs/lab/10_training.ipynb #23f1a396
 def _put_aside(path, why):
     "Keep an unusable state under another name, so that the training can begin anew"
     aside = Path(f'{path}.unusable')
@@ -338,9 +370,10 @@ def _setup(epochs, lr, pruner):
     about = pruner and [type(pruner).__name__, pruner.target, pruner.seed, list(pruner.schedule.at)]
     return {'epochs': epochs, 'lr': lr, 'pruner': about}
 
+# %% ../../nbs/lab/10_training.ipynb #52a94bdf
 def fit(
     learn:Learner, # From `learner` or `Dense.again`; its optimizer is made anew
-    epochs:int,
+    epochs:int, # In all, those of earlier calls included
     lr:float, # At the start; it falls to 0 along half a cosine, step by step
     pruner=None, # A `PruneCB`, made with the same arguments in every call
     state=None, # File for the state of an unfinished training; the caller deletes it
@@ -379,6 +412,7 @@ def _processor():
     names = [o.partition(':')[2].strip() for o in lines if o.startswith('model name')]
     return names[0] if names else platform.processor() or platform.machine()
 
+# %% ../../nbs/lab/10_training.ipynb #d9e39698
 def machine(
     device=None, # Where networks are trained; the CPU if None
 ) -> dict: # processor, threads, device, torch, fastai, python
@@ -414,6 +448,7 @@ def _turn(path, deadline):
     except Timeout: raise TimeUp('another process is training this network') from None
     with lock: yield
 
+# %% ../../nbs/lab/10_training.ipynb #fae806c8
 def _make(recipe, seed, path, device, deadline, say):
     "Train, or fetch, a dense network and write it to `path`"
     learn, part, seconds = learner(recipe, seed, device), path.with_suffix('.part'), 0
@@ -427,7 +462,7 @@ def _make(recipe, seed, path, device, deadline, say):
 
 # %% ../../nbs/lab/10_training.ipynb #822ba549
 def dense(
-    recipe:Recipe,
+    recipe:Recipe, # What to train
     seed:int=0, # Decides initial weights, split, order and augmentation
     cache='.', # Folder for finished networks and unfinished trainings
     device=None, # The accelerator if None and there is one
