@@ -107,6 +107,7 @@ def append(
         f.flush()
         os.fsync(f.fileno())
 
+# %% ../../nbs/lab/11_experiment.ipynb #d6eb23dd
 def is_whole(
     line:str, # Of a file of rows
 ) -> bool:
@@ -132,6 +133,7 @@ def done(
     found = [r for r in read(Path(results)/f'{e.paper}.jsonl') if r.get('identity') == identity]
     return {r['seed']: r for r in found if r['seed'] in e.seeds}
 
+# %% ../../nbs/lab/11_experiment.ipynb #aa89fa83
 def pending(
     experiments:list, # Of `Experiment`
     results, # Folder of rows
@@ -156,6 +158,7 @@ def rows(
     found = [line(e, seed, r) for e in experiments for seed, r in done(e, results).items()]
     return pd.DataFrame(found, columns=None if found else ['name', 'seed', 'dense', 'seconds', 'protocol'])
 
+# %% ../../nbs/lab/11_experiment.ipynb #c26c583a
 def check_same_dense(
     table:pd.DataFrame, # With columns `seed` and `dense`, as from `rows`
     by=('seed',), # Columns within which all rows must start from one dense network
