@@ -59,9 +59,10 @@ def paired(
     seeds, images = d.shape
     return Difference(100*d.mean(), low, high, lower, upper, means.std(), p, seeds, images)
 
+# %% ../../nbs/lab/12_compare.ipynb #f7ee0317
 def resampled_means(
     d, # (seeds, images) numbers
-    draws:int,
+    draws:int, # How many means
     rng, # `numpy.random.Generator`
 ) -> np.ndarray: # (draws,)
     "Means of `d` after drawing rows and columns with replacement"
