@@ -207,8 +207,8 @@ def test_foreign_study_is_refused():
     with pytest.raises(ValueError, match='another name'): look(storage=db, name='a')
 
 BAD = [{'sigma': (0, .1)}, {'sigma': (.2, .1)}, {'gamma': (.5, 1)}, {'gamma': (-.1, .5)}, {'gamma': (.9, .5)},
-       {'n_trials': 0}, {'n': 0}, {'sampler': TPESampler(seed=0)}, {'sampler': 'nsga2'}, {'exclude': 'nothing'},
-       {'unit': 'tau'}, {'unit': 'threshold', 'kind': 'mul'}]
+       {'n_trials': 0}, {'n': 0}, {'sampler': TPESampler(seed=0)}, {'sampler': 'nsga2'},
+       {'exclude': 'nothing'}, {'unit': 'tau'}, {'unit': 'threshold', 'kind': 'mul'}]
 
 @pytest.mark.parametrize('bad', BAD, ids=str)
 def test_bad_arguments_leave_no_study(bad):

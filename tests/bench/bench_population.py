@@ -1,7 +1,8 @@
 """Sixteen noisy networks, pruned to 90 % and evaluated: `evaluate_population` against one copy for each.
 
 The copy gets its noise in place and is pruned by `torch.nn.utils.prune`.
-`python -m tests.bench.bench_population` prints the rows. Both sides get the same draws and must find the same accuracies."""
+`python -m tests.bench.bench_population` prints the rows. Both sides get the same draws and must find
+the same accuracies."""
 import copy
 import tempfile
 import time
@@ -107,7 +108,7 @@ def row(what, a, b, target): return dict(what=what, ours=a[0], peer=b[0], ratio=
 def run(
     repeats:int=2, # Rounds; the fastest counts
     threads:int=2, # For torch; take 1 where other work shares the cores, or the threads wait for each other
-) -> list: # Rows {what, ours, peer, ratio, target}: seconds, or MB; ratio = peer/ours; target None: for information
+) -> list: # Rows {what, ours, peer, ratio, target}: seconds, or MB; ratio = peer/ours
     "Seconds for 16 members on a CPU"
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
