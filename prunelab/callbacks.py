@@ -25,7 +25,7 @@ from .allocation import global_
 from .core import exclusions, generator, seeded, weights
 from .plotting import OURS
 from .hold import HoldMasks, holder_of, in_lr_find
-from .masks import empty, kept, sparsity, warn_of_empty
+from .masks import empty_layers, kept, sparsity, warn_of_empty
 from .schedules import Schedule, one_shot
 from .scores import magnitude, score_with
 
@@ -198,7 +198,7 @@ def prune_at(self:PruneCB,
     masks, values = self._checked(self.propose(t))
     self.holder.set_masks(masks, values)
     layers = {n: 1 - m.float().mean().item() for n, m in self.masks.items()}
-    seen, now = self.rows[-1]['empty'] if self.rows else (), empty(self.masks)
+    seen, now = self.rows[-1]['empty'] if self.rows else (), empty_layers(self.masks)
     warn_of_empty([n for n in now if n not in seen])
     self.rows.append({'step': self.step, **layers, 'total': sparsity(self.masks), 'empty': now})
 

@@ -6,7 +6,7 @@ Docs: https://prunelab.github.io/prunelab/masks.html.md"""
 
 # %% auto #0
 __all__ = ['DIGITS', 'kept', 'ordered_int', 'from_ordered_int', 'flatnonzero', 'digit_counts', 'Threshold', 'kth_largest',
-           'keep_top', 'apply_', 'sparsity', 'empty', 'warn_of_empty']
+           'keep_top', 'apply_', 'sparsity', 'empty_layers', 'warn_of_empty']
 
 # %% ../nbs/04_masks.ipynb #b33bdd6a
 import warnings
@@ -175,7 +175,7 @@ def sparsity(
     return 1 - sum(int(t.count_nonzero()) for t in d.values())/n
 
 # %% ../nbs/04_masks.ipynb #4ma5c041
-def empty(
+def empty_layers(
     d:dict, # {name: weight} or {name: bool mask}
 ) -> list: # Names
     "The layers that have no weight left"

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import eval_mode, weights
-from .masks import empty, warn_of_empty
+from .masks import empty_layers, warn_of_empty
 
 # %% ../nbs/07_report.ipynb #f8a20c14
 _ATTENTION = (
@@ -135,7 +135,7 @@ def table(
 ) -> Report: # One row per prunable weight, then their total, everything else and the whole network
     "What is left of each layer and of the whole: weights, compression and, with `x`, MACs and speed-up"
     ws = weights(model, exclude)
-    warn_of_empty(empty(ws))
+    warn_of_empty(empty_layers(ws))
     t, prunable = _counts(ws), _counts(weights(model)).sum()
     n = sum(p.numel() for p in model.parameters())
     removed = prunable['weights'] - prunable['kept']        # a bias that is 0 was not removed
