@@ -71,7 +71,7 @@ def begin_schedule(self:PruneCB):
     self.initial_sparsity = 0.          # before the first of them; progress counts from here to the target
     self.draws = 0                      # random decisions so far; the next one's seed is (seed, draws + 1)
     self.step = 0                       # training batches seen
-    self.waiting = False                # for frozen layers?
+    self.waiting = []                   # names of the frozen layers that it waits for
     self.rows = []                      # of the history, one for each pruning
 
 # %% ../nbs/06_callbacks.ipynb #ff54f4cb
@@ -232,7 +232,7 @@ def advance(self:PruneCB,
     if in_lr_find(self.learn): return
     due = self.schedule.due(position)
     if due <= self.done: return
-    self.waiting = bool(self.frozen()) and not self.when_frozen
+    self.waiting = [] if self.when_frozen else self.frozen()
     if self.waiting: return
     self.prune_at(self.schedule.progress[due - 1])
     self.done = due
@@ -279,8 +279,7 @@ PruneCB.after_cancel_epoch = PruneCB.after_train      # a cancelled epoch has no
 def after_fit(self:PruneCB):
     "Say so if the schedule couldn't go on"
     if not self.waiting or _unfreezes_later(self.learn): return
-    self.waiting = False
-    names = self.frozen()
+    names, self.waiting = self.waiting, []
     warnings.warn(f'{type(self).__name__} waits for {len(names)} frozen layers, {names[:3]} first, and is '
                   f'at {sparsity(self.masks):.2%}: unfreeze them and fit again with this callback, leave '
                   'them out with exclude=, or prune them frozen with when_frozen=True')

@@ -99,7 +99,8 @@ def _elements(p, start):
 
 def _refuse_overlap(parameters, ws):
     "Raise a `ValueError` if one of the weights `ws` shares numbers with another of the `parameters`"
-    spans = sorted((*_addresses(p), n) for n, p in parameters.items() if p.numel() and not p.is_meta)
+    plain = {n: p for n, p in parameters.items() if type(p) is nn.Parameter and p.numel() and not p.is_meta}
+    spans = sorted((*_addresses(p), n) for n, p in plain.items())
     for (start, end, a), (begin, _, b) in zip(spans, spans[1:]):
         if begin >= end or not (a in ws or b in ws): continue
         p, q = (_elements(parameters[n], start) for n in (a, b))

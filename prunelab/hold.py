@@ -41,7 +41,7 @@ def missing(self:HoldMasks,
     model=None, # Any network; that of the `Learner` if None
 ) -> list: # Names
     "Weights under masks that the model no longer has, or has in another shape"
-    ps = _parameters(model or self.learn.model)
+    ps = _parameters(self.learn.model if model is None else model)
     return [n for n, m in self.masks.items() if n not in ps or ps[n].shape != m.shape]
 
 @patch
@@ -50,7 +50,7 @@ def weights(self:HoldMasks,
 ) -> dict: # {name: parameter}; `ValueError` if one is missing
     "The model's weights that are under masks"
     if self.missing(model): raise ValueError(_missing_message(self.missing(model)))
-    ps = _parameters(model or self.learn.model)
+    ps = _parameters(self.learn.model if model is None else model)
     return {n: ps[n] for n in self.masks}
 
 def _parameters(model): return dict(get_model(model).named_parameters(remove_duplicate=False))

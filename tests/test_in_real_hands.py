@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, prune, vector_to_parameters
 from torch.utils.checkpoint import checkpoint
-from prunelab.allocation import erk, global_
+from prunelab.allocation import erk, global_, proportional
 from prunelab.callbacks import PruneCB
 from prunelab.core import generator, seeded, weights
 from prunelab.gradient_scores import gradient, grasp, iterated, snip, synflow
@@ -360,6 +360,17 @@ def test_synflow_does_not_hide_what_is_no_number(bad):
     with torch.no_grad(): net[0].weight[0, 0] = net[1].weight[0, 0] = bad
     batch = (torch.ones(1, 3).double(),), ()
     with pytest.raises(ValueError, match='flow'): synflow(weights(net), net, batch)
+
+def test_proportions_may_be_fractions_and_not_all_zero():
+    scores = {n: torch.rand(10, 10) for n in 'abc'}
+    small, large = (proportional(scores, [unit*x for x in (1, 1, 2)], .9) for unit in (.01, 100))
+    assert all(torch.equal(small[n], large[n]) for n in scores)
+    assert sum(int(m.sum()) for m in small.values()) == 30
+    with pytest.raises(ValueError, match='above 0'): proportional(scores, [0, 0, 0], .9)
+
+def test_scores_are_not_broadcast(new_learner):
+    with pytest.raises(ValueError, match=r"'0.weight': a score of shape \(20,\)"):
+        new_learner().prune(.5, score=lambda ws: {n: w.norm(dim=1) for n, w in ws.items()})
 
 # inputs unchecked at the edge
 
