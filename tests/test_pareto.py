@@ -5,8 +5,8 @@ import numpy as np, optuna, pytest, torch
 from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import TrialState
-from prunelab.basin import evaluate_population
 from prunelab.core import seeded, weights
+from prunelab.evaluate import evaluate_population
 from prunelab.masks import apply_
 from prunelab.pareto import F1, F2, fit, front, measure, non_dominated, plot_front, search, _again
 from prunelab.scores import lamp_score

@@ -21,7 +21,7 @@ from ..drop import DropPruning, beyond, follow, fraction
 from ..extreme import ExtremeValuePruning, extreme_masks, fit_layers, layerwise
 from ..gradient_scores import gradient
 from .answers import answers, tally
-from .measures import ALLOCATIONS, SCORES, absolute_sigma, look_up
+from .measures import ALLOCATIONS, SCORES, look_up
 from .training import fit
 from ..masks import keep_top, kept, sparsity
 from ..schedules import gradual, one_shot
@@ -177,8 +177,7 @@ def by_drop(spec, sparsity, ws, seed, exclude):
 def by_noise(spec, sparsity, ws, seed, exclude):
     "Of several noisy and pruned members one is chosen on the validation images"
     check_keys(spec, 'method', 'sigma', 'unit', 'kind', 'members', 'choose', 'score', 'allocation')
-    sigma = absolute_sigma(ws, sparsity, spec['sigma'], spec['unit'])
-    return StochasticPruning(sparsity, sigma, n=spec['members'], kind=spec['kind'],
+    return StochasticPruning(sparsity, spec['sigma'], spec['unit'], n=spec['members'], kind=spec['kind'],
                              select=look_up(CHOICES, spec['choose'], 'choice'),
                              score=look_up(SCORES, spec['score'], 'score'),
                              allocation=make_allocation(spec['allocation'], ws, seed),

@@ -6,11 +6,11 @@ Docs: https://prunelab.github.io/prunelab/lab/measures.html.md"""
 
 # %% auto #0
 __all__ = ['PRUNERS', 'SCORES', 'ALLOCATIONS', 'SPLITS', 'ARMS', 'OBJECTIVES', 'look_up', 'build_allocation', 'build_score',
-           'prunable', 'threshold', 'absolute_sigma', 'some', 'cut_batches', 'batches', 'gradient_offers', 'draw',
-           'noise_elsewhere', 'with_member', 'right', 'remember', 'population', 'record', 'without_noise',
-           'plain_tallies', 'one_shot', 'with_statistics', 'masked_copy', 'largest_of_each', 'arm_member', 'decomposed',
-           'layer_facts', 'placement', 'variances', 'flow_at', 'sweep', 'alone', 'layer_noise', 'ClipValue',
-           'BestEpoch', 'few_images', 'build_pruner', 'freeze_norms', 'fine_tune', 'build_sampler', 'searched']
+           'prunable', 'some', 'cut_batches', 'batches', 'gradient_offers', 'draw', 'noise_elsewhere', 'with_member',
+           'right', 'remember', 'population', 'record', 'without_noise', 'plain_tallies', 'one_shot', 'with_statistics',
+           'masked_copy', 'largest_of_each', 'arm_member', 'decomposed', 'layer_facts', 'placement', 'variances',
+           'flow_at', 'sweep', 'alone', 'layer_noise', 'ClipValue', 'BestEpoch', 'few_images', 'build_pruner',
+           'freeze_norms', 'fine_tune', 'build_sampler', 'searched']
 
 # %% ../../nbs/lab/20_measures.ipynb #bf2d97ca
 import copy
@@ -33,11 +33,12 @@ from .answers import answers, tally
 from .data import Images
 from .models import UNPRUNED
 from .training import read, write
-from ..masks import apply_, keep_top, kept, kth_largest
+from ..masks import apply_, keep_top
 from ..pareto import F1, F2, front, load_optuna, search
 from ..probes import feature_variance, gradient_flow, recalibrate_bn, variance_ratio
 from ..scores import lamp_score, magnitude, random_score
-from ..stochastic import StochasticPruning, best, median, stochastic_prune
+from prunelab.stochastic import (StochasticPruning, absolute_sigma, best, median, stochastic_prune,
+    threshold)
 
 # %% ../../nbs/lab/20_measures.ipynb #08064746
 PRUNERS = {
@@ -86,26 +87,6 @@ def prunable(
 ) -> dict: # {name: parameter} of all weights but the first convolution and the classifier
     "The weights that paper 1 prunes"
     return weights(net.learn.model, UNPRUNED[net.recipe.network])
-
-# %% ../../nbs/lab/20_measures.ipynb #5c1a0010
-def threshold(
-    ws:dict, # {name: weight}
-    gamma:float, # Sparsity γ in [0,1)
-) -> float: # τ, in the unit of the weights
-    "The smallest magnitude that global magnitude pruning keeps"
-    n = sum(w.numel() for w in ws.values())
-    return kth_largest(magnitude(ws), kept(n, gamma)).value
-
-def absolute_sigma(
-    ws:dict, # {name: weight}
-    gamma:float, # Sparsity γ in [0,1)
-    sigma:float, # Size of the noise σ ≥ 0, in `unit`
-    unit, # None: σ is in the unit of the weights; 'threshold': σ is a multiple of τ
-) -> float: # σ in the unit of the weights; `ValueError` for another unit
-    "σ as it is added to the weights"
-    if unit not in (None, 'threshold'):
-        raise ValueError(f"unit is None, for σ in the weights' own unit, or 'threshold', got {unit!r}")
-    return sigma*threshold(ws, gamma) if unit == 'threshold' else sigma
 
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0013
 def some(

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
-from prunelab.basin import evaluate_population, noise, population
+from prunelab.basin import noise, population
 from prunelab.core import generator, seeded, weights
+from prunelab.evaluate import evaluate_population
 from prunelab.allocation import global_
 from prunelab.masks import apply_
 from prunelab.scores import magnitude
