@@ -2,6 +2,7 @@
 import json
 import os
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 import matplotlib
 import nbformat
@@ -79,6 +80,14 @@ def made_up(e, seed, p, dense='one network'):
 
 def level(e, what=''): return .8
 
+DECLARED = {e.name: e for e in experiments()}
+
+@cache
+def made_up_line(name, seed, p, dense):
+    "The same as a line of a file, made once; None for what no page reads"
+    row = made_up(DECLARED[name], seed, p, dense)
+    return row and json.dumps(row)
+
 def results(folder, wanted=lambda e, seed: True, p=level, dense=lambda e: 'one network'):
     "A folder with the rows of protocol 1 that we have, and made-up ones of protocol 2"
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,10 +96,10 @@ def results(folder, wanted=lambda e, seed: True, p=level, dense=lambda e: 'one n
         earlier = [line for line in lines if 'identity' not in json.loads(line)]
         (folder/f'{name}.jsonl').write_text('\n'.join(earlier) + '\n')
     lines = {}
-    for e in experiments():
+    for e in DECLARED.values():
         for seed in e.seeds:
-            row = made_up(e, seed, p, dense(e)) if wanted(e, seed) else None
-            if row: lines.setdefault(e.paper, []).append(json.dumps(row))
+            line = made_up_line(e.name, seed, p, dense(e)) if wanted(e, seed) else None
+            if line: lines.setdefault(e.paper, []).append(line)
     for paper, text in lines.items():
         with open(folder/f'{paper}.jsonl', 'a') as f: f.write('\n'.join(text) + '\n')
     return folder
