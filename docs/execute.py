@@ -8,7 +8,15 @@ from nbdev.clean import clean_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRESS = re.compile(r'<progress|fastprogress|\.progress', re.I)   # fastai's bars: empty shells once training is over
-LIMIT = 300_000                                                     # bytes of output a notebook may carry
+LIMIT = 300_000                                                     # bytes of output a notebook may carry, explorables apart
+
+def is_explorable(o):
+    "A figure with a slider: `prunelab.plotting.explorable` limits its size itself"
+    return '<figure class="explorable"' in o.get('data', {}).get('text/html', '')
+
+def weight(page):
+    "Bytes of output that count against the limit"
+    return sum(len(str([o for o in c.outputs if not is_explorable(o)])) for c in page.cells if c.cell_type == 'code')
 
 def clean_output(o):
     "The output without progress bars and carriage returns; None if nothing is left"
@@ -39,7 +47,7 @@ def execute(path):
     for c in nb.cells:
         if c.cell_type == 'code': c.outputs = [o for o in map(clean_output, joined(c.outputs)) if o is not None]
     clean_nb(nb)
-    size = sum(len(str(c.get('outputs', ''))) for c in nb.cells)
+    size = weight(nb)
     if size > LIMIT: raise ValueError(f'{path.name}: {size} bytes of output, at most {LIMIT} are allowed: use SVG for few marks, PNG for many')
     tmp = path.with_suffix('.tmp')
     nbformat.write(nb, tmp)

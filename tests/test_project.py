@@ -1,5 +1,5 @@
 "Generated files agree with their sources, and pages keep the project's rules."
-import ast, builtins, filecmp, html, re, shutil, subprocess, sys
+import ast, builtins, filecmp, html, importlib.util, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import nbformat, pytest
@@ -9,6 +9,10 @@ BIN = Path(sys.executable).parent
 PAGES = sorted((ROOT/'nbs').rglob('[!.]*.ipynb'))
 MODULES = [p for p in sorted((ROOT/'prunelab').rglob('*.py')) if not p.name.startswith('_')]
 IDS = [p.relative_to(ROOT/'nbs').as_posix() for p in PAGES]
+
+spec = importlib.util.spec_from_file_location('docs_execute', ROOT/'docs/execute.py')
+execute = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(execute)
 
 def read(path): return nbformat.read(path, as_version=4)
 def settings():
@@ -120,7 +124,7 @@ def test_page(path):
             assert o.output_type != 'error' and 'Traceback' not in text, f'{where}: a stored error'
             assert '<progress' not in text and '█' not in text, f'{where}: a stored progress bar'
             assert o.get('name') != 'stderr', f'{where}: stored warnings: {o.get("text")}'
-    assert sum(len(str(c.outputs)) for c in code(page)) <= 300_000, 'at most 300 kB of output'
+    assert execute.weight(page) <= execute.LIMIT, 'at most 300 kB of output'
     assert any(c.outputs for c in code(page)), 'outputs are committed: run `make nbs`'
 
 HYPE = re.compile(r'\b(state[- ]of[- ]the[- ]art|amazing|awesome|incredibl|blazing|revolution|ground-?breaking|cutting[- ]edge|world[- ]class|unprecedented|game[- ]chang|stunning|remarkabl|'
