@@ -2,7 +2,7 @@
 import os, platform, subprocess, sys
 import torch
 
-NAMES = ['masks', 'callback', 'loader', 'population', 'train', 'drop', 'tails', 'imports']
+NAMES = ['masks', 'callback', 'loader', 'population', 'train', 'drop', 'tails', 'resume', 'imports']
 
 if __name__ == '__main__':
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
