@@ -62,9 +62,10 @@ def paired(
     over = 'seeds and images' if seeds > 1 else 'images'
     return Difference(100*d.mean(), low, high, lower, upper, means.std(), p, seeds, images, over)
 
+# %% ../../nbs/lab/12_compare.ipynb #f7ee0317
 def resampled_means(
     d, # (seeds, images) numbers
-    draws:int,
+    draws:int, # How many means
     rng, # `numpy.random.Generator`
 ) -> np.ndarray: # (draws,)
     "Means of `d` after drawing rows and columns with replacement"

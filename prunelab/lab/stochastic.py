@@ -162,7 +162,7 @@ GAMMA_RANGE = {'F1': [.3, .99], 'F2': [.01, .99]}       # the paper's
 NSGA = {'name': 'NSGA-II', 'population': 20}
 
 def fronts(
-    trials:int,
+    trials:int, # Of one search
     sigma:list, # Least and largest σ
     samplers:tuple, # As for `build_sampler`
     objectives:tuple, # 'F1', 'F2'
