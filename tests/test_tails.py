@@ -7,7 +7,7 @@ import numpy as np, pytest, torch
 from scipy import optimize, stats
 from scipy.special import gamma
 from prunelab.core import generator
-from prunelab.tails import GEV, GPD, fit_gev, fit_gpd, fit_gumbel, ks, l_moments, mean_excess, p_value, qq
+from prunelab.tails import GEV, GPD, fit_gev, fit_gpd, fit_gumbel, ks, l_moments, mean_excess, p_value, qq, solve_shape
 
 def uniform(*size, seed=0): return torch.rand(*size, generator=generator(seed, 'cpu'), dtype=torch.float64, device='cpu').clamp_(1e-12)
 def draw(law, *size, seed=0): return law.quantile(uniform(*size, seed=seed))
@@ -192,6 +192,29 @@ def test_half_precision_is_sorted_as_it_is():
 
 def test_a_high_threshold_is_refused():
     with pytest.raises(ValueError, match='lower threshold'): fit_gpd(uniform(100), .99)
+
+@pytest.mark.parametrize('fit', [fit_gev, fit_gumbel, l_moments, partial(fit_gpd, threshold=-1.)])
+@pytest.mark.parametrize('x, says', [
+    (TEN.tolist(), r'number 0 has the shape \(\): pass a single sample as a tensor, torch.tensor\(x\)'),
+    ([TEN, TEN.view(2, 5)], r'number 1 has the shape \(2, 5\)'),
+    ([], 'is empty')])
+def test_a_list_holds_samples(fit, x, says):
+    with pytest.raises(ValueError, match=says): fit(x)
+
+def test_one_number_is_no_sample():
+    with pytest.raises(ValueError, match='one number is no sample'): fit_gev(torch.tensor(3.))
+
+def test_a_p_value_below_the_threshold_is_refused():
+    "A GPD says nothing about values below u, and the distance from it is meaningless there"
+    x = draw(GPD(.2, 1., .5), 300, seed=12)
+    with pytest.raises(ValueError, match=r'values are not above the threshold.*pass x\[x > u\]'):
+        p_value(x, partial(fit_gpd, threshold=1.2), draws=9)
+    assert p_value(x[x > 1.2], partial(fit_gpd, threshold=1.2), draws=9)[2] < 300
+
+@pytest.mark.parametrize('xi', [-.9, -.3, 0., .3, .8])
+def test_newton_ends_where_f_is_zero(xi):
+    k = solve_shape(torch.tensor(2*(1 - 3**xi)/(1 - 2**xi) - 3 if xi else 2*log(3)/log(2) - 3, dtype=torch.float64))
+    assert k.item() == pytest.approx(-xi, abs=2e-6)
 
 # Looking
 
