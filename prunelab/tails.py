@@ -156,8 +156,8 @@ def l_moments(
         thresholds = [None]*len(x) if u is None else u.expand(len(x))
         if not x: raise ValueError('the list of samples is empty: pass one sample (n,) per layer')
         return torch.stack(list(_each(l_moments, x, thresholds)), -1)
+    if not np.ndim(x): raise ValueError('one number is no sample: pass block maxima of shape (n,)')
     x = _sorted(x)
-    if not x.ndim: raise ValueError('one number is no sample: pass block maxima of shape (n,)')
     n = x.shape[-1]
     # Excesses over the threshold; without one over the smallest value, so that a constant sample has width 0
     low = x[..., :1].sum(-1) if u is None else u.to(x.device)
