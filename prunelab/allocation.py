@@ -104,7 +104,9 @@ class Bins:
         lowest, highest = _ratio(least, remain_most), _ratio(most, above_least + most)
         return (lowest*(1 - 1e-9)).float(), (highest*(1 + 1e-9)).float()      # sums are rounded, a little
 
+# %% ../nbs/04b_allocation.ipynb #ad023a9a
 def _from_above(x): return x.flip(0).cumsum(0).flip(0)
+
 def _ratio(a, b): return torch.where(b == 0, 0., a/b)
 
 # %% ../nbs/04b_allocation.ipynb #a110c044
@@ -128,6 +130,7 @@ def _kth(values, n, k):
 
 def _largest(sizes): return sizes.max().item() if len(sizes) else -torch.inf
 
+# %% ../nbs/04b_allocation.ipynb #dbffc938
 def open_range(
     bins:dict, # {name: `Bins`}
     k:int, # How many weights stay, at least 1 and at most as many as are in the bins
@@ -167,6 +170,7 @@ def lamp(
     for n, m in masks.items(): m[places[n][best[n]]] = True
     return {n: m.view(scores[n].shape) for n, m in masks.items()}
 
+# %% ../nbs/04b_allocation.ipynb #0749f370
 def _refuse_no_sizes(bins):
     "Raise if a bin has something else than finite sizes"
     bad = [n for n, b in bins.items() if not ((b.low >= 0) & b.high.isfinite()).all()]

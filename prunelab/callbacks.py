@@ -139,8 +139,9 @@ def sparsity_at(self:PruneCB,
     t:float, # Progress of the schedule, in [0,1]
 ) -> float: # In [0,1)
     "The sparsity wanted at progress `t`, at least that of now"
-    p = self.target if t == 1 else self.initial_sparsity + t*(self.target - self.initial_sparsity)
-    return min(max(p, sparsity(self.masks)), 1 - 1e-12)
+    p = self.initial_sparsity + t*(self.target - self.initial_sparsity)
+    if t == 1: p = self.target                                      # not a rounding error beside it
+    return min(max(p, sparsity(self.masks)), 1 - 1e-12)             # an allocation wants less than 1
 
 # %% ../nbs/06_callbacks.ipynb #6ca11b12
 @patch

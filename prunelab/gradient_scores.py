@@ -172,6 +172,7 @@ def _rounds(score, allocation, sparsity, rounds, ws, **offers):
     lowest = min([0., *(s[masks[n]].min().item() for n, s in scores.items() if masks[n].any())])
     return {n: torch.where(masks[n], s, lowest + rounds_ago[n]) for n, s in scores.items()}
 
+# %% ../nbs/03b_gradient_scores.ipynb #54c80238
 def iterated(
     score, # Any score function
     allocation, # How layers share the total in each round, such as `global_`

@@ -35,6 +35,7 @@ def _flip_negative(bits):
     sign = bits >> (8*bits.itemsize - 1)                         # 0, or −1, which is all ones
     return bits ^ (sign & torch.iinfo(bits.dtype).max)
 
+# %% ../nbs/04_masks.ipynb #e588be2d
 def ordered_int(
     x:torch.Tensor, # Floats, any shape
 ) -> torch.Tensor: # Integers of the same shape: i < j exactly where x < y. NaN is beyond both infinities
@@ -66,6 +67,7 @@ def _pieces(tensors):
     for t in tensors.values():
         yield from t.detach().reshape(-1).split(1 << (22 if t.is_cuda else 18))
 
+# %% ../nbs/04_masks.ipynb #163b8fc1
 def digit_counts(
     scores:dict, # {name: tensor of floats}
     dtype:torch.dtype, # In which all scores are compared
@@ -86,8 +88,8 @@ def _digit_of(
     counts, # How many scores have each digit
     k, # From 1 to their sum
 ) -> tuple: # (digit, k'): the k-th largest score has this digit, and is the k'-th largest of these
-    at_least = counts.flip(0).cumsum(0).flip(0)                  # scores with this digit or a larger one
-    digit = int((at_least >= k).sum()) - 1
+    at_least = counts.flip(0).cumsum(0).flip(0)      # scores with this digit or a larger one: it only falls
+    digit = int((at_least >= k).sum()) - 1           # the last one that still has k
     above = int(at_least[digit] - counts[digit])
     return digit, k - above
 
@@ -115,6 +117,7 @@ def kth_largest(
         low = i*DIGITS
     return Threshold(from_ordered_int(i, dtype).item(), wanted=k, equal=int(counts[digit]))
 
+# %% ../nbs/04_masks.ipynb #a55968ba
 def _common_dtype(scores):
     "The floating type that holds all scores"
     dtype = reduce(torch.promote_types, (s.dtype for s in scores.values()))
@@ -143,6 +146,7 @@ def keep_top(
     _add_first(masks, scores, at, dtype)
     return masks
 
+# %% ../nbs/04_masks.ipynb #c9df54d8
 def _add_first(masks, scores, at, dtype):
     "Add the first `at.wanted` of the scores that equal the threshold to `masks`, in place"
     missing = at.wanted

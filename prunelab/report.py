@@ -106,6 +106,7 @@ def macs(
     density = {n: int(w.count_nonzero())/max(w.numel(), 1) for n, w in ws.items()}
     return Report({'MACs': dense, 'sparse MACs': {n: round(m*density.get(n, 1)) for n, m in dense.items()}})
 
+# %% ../nbs/07_report.ipynb #b1d9f1eb
 def _warn_of_gaps(unseen, uncounted):
     if unseen:
         warnings.warn(f'no multiplication by {unseen} was counted: unused, or in an operation without a '

@@ -392,7 +392,7 @@ def test_a_state_of_a_later_format_is_put_aside(broken_off):
     begins_anew(rewritten(broken_off, lambda saved: saved.update(format=3)), 'not of format 2')
 
 RENAMED = {
-    'pruner': ('draws', "the pruner here has \\['draws'\\]"), 'holder': ('waiting', "the holder here has"),
+    'pruner': ('draws', "the pruner here has \\['draws'\\]"), 'holder': ('changed', "the holder here has"),
     'model': ('conv1.weight', "the model here has \\['conv1.weight'\\]")}
 
 @pytest.mark.parametrize('part', RENAMED)

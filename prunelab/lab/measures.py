@@ -114,6 +114,7 @@ def cut_batches(
     plain = dl.new(Images(ds.x[i], ds.y[i], ds.vocab), bs=min(batch, len(i)), shuffle=False, drop_last=False)
     return [(x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in plain]
 
+# %% ../../nbs/lab/20_measures.ipynb #6de215bb
 def batches(
     net, # `Dense`
     split:str, # 'train', 'valid' or 'test'
@@ -177,6 +178,7 @@ def with_member(
         for name, value in member.items(): own[name].copy_(value)
     return model
 
+# %% ../../nbs/lab/20_measures.ipynb #c4a782db
 def right(
     net, # `Dense`; untouched
     member:dict, # {name: tensor}
@@ -243,6 +245,7 @@ def without_noise(
     members = {name: draw(net, seed, 0, gamma, 0., pruner) for name, pruner in pruners.items()}
     return {name: plain_tallies(net, member, statistics, images) for name, member in members.items()}
 
+# %% ../../nbs/lab/20_measures.ipynb #6a9740dc
 def plain_tallies(
     net, # `Dense`; untouched
     member:dict, # {name: tensor}
@@ -309,6 +312,7 @@ def largest_of_each(
     sizes = magnitude(ws)
     return masked_copy(ws, {n: keep_top({n: sizes[n]}, int(masks[n].sum()))[n] for n in ws})
 
+# %% ../../nbs/lab/20_measures.ipynb #ede0ed84
 def arm_member(
     net, # `Dense`; untouched
     seed:int, # Of the population
@@ -498,6 +502,7 @@ class ClipValue(Callback):
     def __init__(self, most): self.most = most
     def before_step(self): nn.utils.clip_grad_value_(self.model.parameters(), self.most)
 
+# %% ../../nbs/lab/20_measures.ipynb #38b42b60
 class BestEpoch(Callback):
     "Keeps the network of the epoch with the most right answers on the validation images, counted in float32"
     order = 99                                          # after the masks were applied again
@@ -520,6 +525,7 @@ def few_images(
     i = torch.as_tensor(mine, device=ds.x.device)
     return dl.new(Images(ds.x[i], ds.y[i], ds.vocab))
 
+# %% ../../nbs/lab/20_measures.ipynb #a0bfad7f
 def build_pruner(
     net, # `Dense`; untouched
     seed:int, # Of the pruner's draws
@@ -545,6 +551,7 @@ def freeze_norms(
         if isinstance(m, nn.modules.batchnorm._BatchNorm): m.requires_grad_(False)
     return model
 
+# %% ../../nbs/lab/20_measures.ipynb #0647afd7
 def fine_tune(
     net, # `Dense`; untouched
     seed:int, # Of the draws and of the images
@@ -554,7 +561,7 @@ def fine_tune(
     arm:str, # 'DP' or 'SP'
     pruner:dict, # As in `PRUNERS`
     best_of:int, # Members of SP's population; the best one on the validation images is tuned
-    epochs:int,
+    epochs:int, # Of fine-tuning
     lr:float, # Constant
     n:int, # Training images
     clip:float, # Most that a component of the gradient may be
@@ -584,12 +591,13 @@ def build_sampler(
     options = {'population_size': sampler['population']} if 'population' in sampler else {}
     return partial(look_up(classes, sampler['name'], 'sampler'), **options)
 
+# %% ../../nbs/lab/20_measures.ipynb #5e6def63
 def searched(
     net, # `Dense`; untouched
     seed:int, # Of the trials and their draws
     objective:str, # 'F1' or 'F2'
     sampler:dict, # As for `build_sampler`
-    trials:int,
+    trials:int, # How many are evaluated
     sigma:list, # Least and largest σ, in the unit of the weights; drawn log-uniformly
     gamma:list, # Least and largest sparsity γ
     draws:int, # Per trial, on the validation images; the median counts
