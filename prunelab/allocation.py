@@ -41,13 +41,17 @@ def fill(
     k:int, # How much there is to share
     proportions:list, # One non-negative number for each layer
     capacity:list, # The most that each layer can take; together at least `k`
-) -> list: # Real-valued shares, their sum is `k`
+) -> list: # Real-valued shares, their sum is `k`; `ValueError` if all layers with room have proportion 0
     "Share `k` in proportion; what a full layer can't take goes to the others"
     layers, full = range(len(capacity)), set()
     while True:                                            # each round fills at least one more layer
         open_ = [i for i in layers if i not in full]
         rest = k - sum(capacity[i] for i in full)
-        unit = rest/max(sum(proportions[i] for i in open_), 1)
+        total = sum(proportions[i] for i in open_)
+        if rest > 0 and not total > 0:
+            raise ValueError(f'{rest:g} weights are left to share, and the proportions of the layers with '
+                             f'room add up to {total:g}: give at least one of them a number above 0')
+        unit = rest/total if total else 0.
         over = {i for i in open_ if unit*proportions[i] > capacity[i]}
         if not over: return [capacity[i] if i in full else unit*proportions[i] for i in layers]
         full |= over

@@ -6,9 +6,10 @@ Docs: https://prunelab.github.io/prunelab/masks.html.md"""
 
 # %% auto #0
 __all__ = ['DIGITS', 'kept', 'ordered_int', 'from_ordered_int', 'flatnonzero', 'digit_counts', 'Threshold', 'kth_largest',
-           'keep_top', 'apply_', 'sparsity']
+           'keep_top', 'apply_', 'sparsity', 'empty_layers', 'warn_of_empty']
 
 # %% ../nbs/04_masks.ipynb #b33bdd6a
+import warnings
 from dataclasses import dataclass
 from functools import reduce
 
@@ -162,7 +163,11 @@ def apply_(
     masks:dict, # {name: bool mask, True = kept} for some or all of the names
 ) -> dict: # `ws` itself
     "Set every masked weight to exactly 0"
-    for n, m in masks.items(): ws[n].masked_fill_(~m, 0)
+    for n, m in masks.items():
+        if m.shape != ws[n].shape:
+            got, wanted = tuple(m.shape), tuple(ws[n].shape)
+            raise ValueError(f'{n!r}: a mask of shape {got} for a weight of shape {wanted}')
+        ws[n].masked_fill_(~m, 0)
     return ws
 
 # %% ../nbs/04_masks.ipynb #4ma5c022
@@ -172,3 +177,19 @@ def sparsity(
     "Measured sparsity of weights or masks"
     n = sum(t.numel() for t in d.values())
     return 1 - sum(int(t.count_nonzero()) for t in d.values())/n
+
+# %% ../nbs/04_masks.ipynb #4ma5c041
+def empty_layers(
+    d:dict, # {name: weight} or {name: bool mask}
+) -> list: # Names
+    "The layers that have no weight left"
+    return [n for n, t in d.items() if t.numel() and not t.any()]
+
+def warn_of_empty(
+    names:list, # Of the layers that have no weight left; nothing happens if there is none
+):
+    "Say what an empty layer means, and what to do about it"
+    if not names: return
+    warnings.warn(f'no weight of {names} is left: what comes out of such a layer is the same for every '
+                  'input. Share the zeros out by another allocation=, such as lamp or erk, or leave it dense '
+                  'with exclude=')

@@ -1,4 +1,4 @@
-"""Nobody wants "the best" pruned network. One wants to know what a little more sparsity costs, and the answer is a curve, not a number.
+"""Nobody wants "the best" pruned network. We want to know what a little more sparsity costs, and the answer is a curve, not a number.
 
 Docs: https://prunelab.github.io/prunelab/pareto.html.md"""
 

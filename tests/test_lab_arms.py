@@ -74,12 +74,13 @@ def test_a_score_and_an_allocation(ws):
 
 def test_drop_pruning_away_and_back(ws):
     cb = arms.make_pruner(DROP, .9, ws, 3, ['fc2'])
-    assert type(cb) is DropPruning and cb.odds(0) == (.9, .1) and cb.odds(.5) == (.9, pytest.approx(.06))
+    assert type(cb) is DropPruning
+    assert cb.probabilities(0) == (.9, .1) and cb.probabilities(.5) == (.9, pytest.approx(.06))
     assert (cb.target, cb.value, cb.exact, cb.score, cb.allocation) == (.9, 'dense', True, magnitude, uniform)
     assert (cb.seed, cb.exclude, cb.schedule) == (3, ('fc2',), gradual(0, .6, 5, 3))
 
 def test_drop_pruning_without_return(ws):
-    assert arms.make_pruner({**DROP, 'back': 0., 'back to': 0.}, .9, ws, 3).odds(.4) == (.9, 0)
+    assert arms.make_pruner({**DROP, 'back': 0., 'back to': 0.}, .9, ws, 3).probabilities(.4) == (.9, 0)
 
 def test_regrowth(ws):
     cb = arms.make_pruner(REGROW, .9, ws, 3, ['fc2'])

@@ -232,7 +232,7 @@ def test_the_callback_uses_this_network_and_loss(new_learner):
         got.append((model, loss_func))
         return snip(ws, model, batch, loss_func)
     learn.prune(StochasticPruning(.8, .1, n=3, score=spy))
-    assert len(got) == 4                                                  # three members, the chosen one again
+    assert len(got) == 4                                              # three members, the chosen one again
     assert all(m is learn.model and f is learn.loss_func for m, f in got)
 
 @pytest.mark.parametrize('score, fetched', [(magnitude, 0), (snip, 1)])
