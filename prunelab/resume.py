@@ -30,6 +30,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib
@@ -270,7 +271,7 @@ def put_state(x, saved:dict):
     for k, position in saved['generators'].items(): _move(vars(x)[k], position)
 
 # %% ../nbs/09_resume.ipynb #e9500038
-def _kept_callbacks(learn): return [c for c in learn.cbs if not isinstance(c, PruneCheckpoint)]
+def _kept_callbacks(learn): return [c for c in learn.cbs if not getattr(type(c), 'is_checkpoint', False)]
 
 def _metrics(learn):
     recorder = vars(learn).get('recorder')
@@ -387,7 +388,7 @@ def describe(
 ): # What JSON can say; equal for what the same command makes again
     "What an argument is, without addresses and contents"
     if type(x) in PLAIN: return x
-    if isinstance(x, np.generic): return x.item()
+    if isinstance(x, (np.generic, np.ndarray)): return x.tolist()
     if isinstance(x, torch.Tensor): return f'{x.dtype} {tuple(x.shape)}'
     if isinstance(x, dict): return {str(k): describe(v) for k, v in x.items()}
     if isinstance(x, (list, tuple, L)): return [describe(v) for v in x]
@@ -398,6 +399,10 @@ def describe(
 
 def _describe_pruner(cb):
     return {k: describe(v) for k, v in vars(cb).items() if k not in ('learn', '_learn', 'holder')}
+
+def _describe_schedules(cb):
+    "Hyper-parameters at five places; a schedule is a function, and its name says little"
+    return {k: [describe(f(i/4)) for i in range(5)] for k, f in cb.scheds.items()}
 
 def _length(x):
     try: return len(x)
@@ -417,6 +422,7 @@ def run_facts(
         'loss': describe(learn.loss_func), 'epochs': learn.n_epoch,
         'data': [_describe_loader(dl) for dl in learn.dls.loaders],
         'optimizer': {'kind': describe(learn.opt_func), 'hypers': describe(list(learn.opt.hypers))},
+        'schedules': [_describe_schedules(c) for c in learn.cbs if isinstance(c, ParamScheduler)],
         'callbacks': [type(c).__qualname__ for c in _kept_callbacks(learn)],
         'pruners': [_describe_pruner(c) for c in learn.cbs if isinstance(c, PruneCB)]}
 
@@ -456,6 +462,8 @@ def _machine():
 class PruneCheckpoint(Callback):
     "Keeps a training in files: killed and started again by the same command, it ends as if never disturbed"
     order, run_valid = 110, False
+    is_checkpoint = True            # it doesn't keep itself
+
     def __init__(self,
         path, # Folder of this run, made if there is none; delete it when you have what you wanted
         every:float=None, # Minutes between checkpoints, within epochs, too; None: at the end of each epoch
@@ -538,7 +546,8 @@ def _go_on(self:PruneCheckpoint):
     learn, epoch, batch = self.learn, self.saved['epoch'], self.saved['batch']
     place = '' if batch is None else f'batch {batch + 1} of '
     print(f'{self.file}: goes on after {place}epoch {epoch + 1} of {learn.n_epoch}')
-    with_events = learn._with_events
+    progress, with_events = vars(learn).get('progress'), learn._with_events
+    if getattr(progress, 'mbar', None): progress.mbar.update(0)     # a bar wants to begin at 0
 
     def replay(f, event, *args):
         if event == 'epoch' and (learn.epoch < epoch or batch is None):

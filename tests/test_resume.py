@@ -278,27 +278,29 @@ def test_pruners_keep_no_more_than_data():
         lost = {k for k, v in vars(cb).items() if not is_data(v)}
         assert lost <= {'score', 'allocation', 'select', 'metric', 'back', 'pool', 'how', 'away'}, lost
 
-def test_the_same_command(tmp_path):
-    "A script, killed at random moments from outside, and started until it is through"
+def test_the_same_command(tmp_path, runs):
+    "A script in a process of its own, started twice; the undisturbed one need not be a script"
     script = tmp_path/'script.py'
     script.write_text(SCRIPT)
-    cmd = [sys.executable, '-W', 'ignore', script, tmp_path]
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    def start(*args): return subprocess.run([*cmd, *args], capture_output=True, text=True, env=env)
-    whole, killed, rest = start('alone', '0'), start('run', '25'), start('run', '0')
-    assert (whole.returncode, killed.returncode, rest.returncode) == (0, -signal.SIGKILL, 0), rest.stderr
-    assert whole.stdout.splitlines()[-1] == rest.stdout.splitlines()[-1]
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    def start(die):
+        cmd = [sys.executable, '-W', 'ignore', script, tmp_path, str(die)]
+        return subprocess.run(cmd, capture_output=True, text=True, env=env)
+    killed, rest = start(25), start(-1)
+    assert (killed.returncode, rest.returncode) == (-signal.SIGKILL, 0), rest.stderr
+    assert differing(runs.whole('one_cycle', 'drop'), json.loads(rest.stdout.splitlines()[-1])) == []
 
 SCRIPT = '''
-import os, signal, sys
+import json, os, signal, sys, torch
 from pathlib import Path
 from fastai.callback.core import Callback
 from prunelab.resume import PruneCheckpoint
 from tests.soak.kills import METHODS, ending, learner
 class Die(Callback):
     def after_step(self):
-        if self.train_iter == int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)
+        if self.train_iter == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)
+torch.set_num_threads(1)
 learn, pruner = learner(Path(sys.argv[1])), METHODS['drop']()
-learn.fit_one_cycle(3, 1e-2, cbs=[pruner, PruneCheckpoint(Path(sys.argv[1])/sys.argv[2], every=0), Die()])
-print(sorted(ending(learn, pruner).items()))
+learn.fit_one_cycle(3, 1e-2, cbs=[pruner, PruneCheckpoint(Path(sys.argv[1])/'run', every=0), Die()])
+print(json.dumps(ending(learn, pruner)))
 '''

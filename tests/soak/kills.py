@@ -9,6 +9,7 @@ import pickle
 import random
 import shutil
 import signal
+import sys
 import time
 from functools import partial
 from itertools import count
@@ -159,6 +160,7 @@ class Kill(Callback):
 def train(training, method, folder, every, kill=()):
     "One process: from the beginning or a checkpoint to the end, or until it is killed"
     torch.set_num_threads(1)
+    sys.stdout = open(os.devnull, 'w')
     pruner = METHODS[method]()
     cbs = [pruner, Kill(*kill)]                             # the same callbacks in every process
     if every != 'never': cbs.append(PruneCheckpoint(folder/'run', every))
