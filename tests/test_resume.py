@@ -14,18 +14,22 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.learner import Learner
 from fastai.optimizer import SGD
 from safetensors.torch import load
 from prunelab import resume
 from prunelab.callbacks import PruneCB
+from prunelab.core import seeded
 from prunelab.drop import DropPruning
 from prunelab.extreme import ExtremeValuePruning, Fitted
+from prunelab.lab.data import get_dls
+from prunelab.lab.models import lenet300
 from prunelab.resume import PruneCheckpoint, decode, encode, is_data
 from prunelab.resume import last_state, previous, read_state, write_state
 from prunelab.schedules import gradual, steps
 from prunelab.stochastic import StochasticPruning
 from prunelab.tails import GEV
-from .soak.kills import METHODS, Runs, differing, learner
+from .soak.kills import CPU, METHODS, Runs, differing, learner, silent
 
 ROOT = Path(__file__).parent.parent
 
@@ -170,6 +174,21 @@ def test_two_commands_in_one_process_are_two_runs_of_one_folder(tmp_path):
     "A second learner begins at the first fit again"
     fit(tmp_path)
     assert fit(tmp_path).keeper.file.name == 'fit-0.safetensors'
+
+def test_packed_images_with_their_augmentation(tmp_path):
+    "The lab's loader makes an order and an augmentation from the number of the epoch"
+    def run(stop=None, folder='run'):
+        with seeded(1): learn = Learner(get_dls('digits', bs=64, augment=True, device=CPU), lenet300(size=8))
+        learn.remove_cb(ProgressCallback)
+        learn.logger = silent
+        cbs = [METHODS['drop'](), PruneCheckpoint(tmp_path/folder, 0), Stop(*(stop or ()))]
+        try: learn.fit(2, 1e-3, cbs=cbs)
+        except Killed: assert stop
+        return learn
+    alone = run(folder='alone')
+    run(('after_step', 25))
+    run(('after_step', 5))
+    assert same(run(), alone)
 
 # Whose checkpoint?
 
