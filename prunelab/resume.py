@@ -205,7 +205,10 @@ def loaders_state(
     "What decides the orders to come"
     return [[_order(x) for x in _sources(dl)] for dl in learn.dls.loaders]
 
-def put_loaders(learn:Learner, saved:list):
+def put_loaders(
+    learn:Learner,
+    saved:list, # From `loaders_state`
+):
     "The inverse of `loaders_state`"
     for dl, states in zip(learn.dls.loaders, saved, strict=True):
         for x, state in zip(_sources(dl), states, strict=True):
@@ -225,7 +228,10 @@ def model_state(
             'frozen': [n for n, p in params.items() if not p.requires_grad]}
 
 @torch.no_grad()
-def put_model(learn:Learner, saved:dict):
+def put_model(
+    learn:Learner,
+    saved:dict, # From `model_state`
+):
     "The inverse of `model_state`"
     params = dict(learn.model.named_parameters())
     for n, t in [*params.items(), *learn.model.named_buffers()]: t.copy_(saved['tensors'][n])
@@ -245,7 +251,10 @@ def optimizer_state(
     return {'state': learn.opt.state_dict(), 'frozen': getattr(learn.opt, 'frozen_idx', None),
             'scaler': scaler and scaler.state_dict()}
 
-def put_optimizer(learn:Learner, saved:dict):
+def put_optimizer(
+    learn:Learner,
+    saved:dict, # From `optimizer_state`
+):
     "The inverse of `optimizer_state`"
     learn.opt.load_state_dict(saved['state'])
     if saved['frozen'] is not None: learn.opt.frozen_idx = saved['frozen']
@@ -264,7 +273,10 @@ def state_of(
     data = {k: v for k, v in vars(x).items() if k not in CLOCKS and is_data(v)}
     return {'data': data, 'generators': {k: _position(g) for k, g in _owned(x).items()}}
 
-def put_state(x, saved:dict):
+def put_state(
+    x, # A callback or a metric
+    saved:dict, # From `state_of`
+):
     "The inverse of `state_of`"
     if 'own' in saved: return x.load_state_dict(saved['own'])
     vars(x).update(saved['data'])
@@ -284,7 +296,10 @@ def callbacks_state(
     return {'callbacks': [state_of(c) for c in _kept_callbacks(learn)],
             'metrics': [state_of(m) for m in _metrics(learn)]}
 
-def put_callbacks(learn:Learner, saved:dict):
+def put_callbacks(
+    learn:Learner,
+    saved:dict, # From `callbacks_state`
+):
     "The inverse of `callbacks_state`"
     for c, state in zip(_kept_callbacks(learn), saved['callbacks'], strict=True): put_state(c, state)
     for m, state in zip(_metrics(learn), saved['metrics'], strict=True): put_state(m, state)
@@ -297,11 +312,16 @@ def put_callbacks(learn:Learner, saved:dict):
 # %% ../nbs/09_resume.ipynb #e9500040
 COUNTERS = ('epoch', 'iter', 'n_iter', 'train_iter', 'pct_train', 'smooth_loss', 'final_record')
 
-def counters_state(learn:Learner) -> dict:
+def counters_state(
+    learn:Learner,
+) -> dict: # Data
     "How far a `Learner` is"
     return {k: vars(learn)[k] for k in COUNTERS if k in vars(learn) and is_data(vars(learn)[k])}
 
-def put_counters(learn:Learner, saved:dict):
+def put_counters(
+    learn:Learner,
+    saved:dict, # From `counters_state`
+):
     "The inverse of `counters_state`"
     vars(learn).update(saved)
 
@@ -321,7 +341,7 @@ def take(
 
 def put(
     learn:Learner, # Made by the same command as the one that `saved` was taken of
-    saved:dict, # From `take`, or some parts of it
+    saved:dict, # From `take`, or some parts of it; its tensors become the optimizer's and the callbacks' own
 ):
     "Put a `Learner` where `saved` was taken"
     for part, data in saved.items(): PARTS[part][1](learn, data)
