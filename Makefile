@@ -7,7 +7,7 @@ USE    := .venv/installed
 DEV    := .venv/installed-dev
 RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: demo test test-lowest elsewhere elsewhere-ci install config export nbs readme docs docs-serve lint style hooks dist bench clean
+.PHONY: demo test test-lowest elsewhere install config export nbs readme docs docs-serve lint style hooks dist bench clean
 .NOTPARALLEL:
 
 demo: $(USE)             ## train on digits, prune with every method, print the table, save the figure
@@ -26,13 +26,11 @@ test-lowest:             ## the same with the lowest versions that settings.ini 
 	@touch .venv-lowest/installed .venv-lowest/installed-dev
 	$(MAKE) test BIN=.venv-lowest/bin USE=.venv-lowest/installed DEV=.venv-lowest/installed-dev
 
-# Pages on simulated other machines: make elsewhere [PAGES="nbs/20_drop.ipynb ..."] [MACHINES=10] [TABLE=file.md]
+# Pages on simulated other machines: make elsewhere [PAGES="nbs/20_drop.ipynb ..."] [MACHINES=10] [TRAINING=1], and to
+# keep what was found for these pages: TABLE=tests/elsewhere/table.md
 MACHINES ?= 3
 elsewhere: $(DEV)        ## does what pages claim hold where arithmetic rounds in another way?
-	@$(RUN) python -m tests.elsewhere "$(PAGES)" --machines $(MACHINES) $(if $(TABLE),--table-file $(TABLE))
-
-elsewhere-ci: $(DEV)     ## the same for the pages that assert outcomes of training
-	@$(RUN) python -m tests.elsewhere --training --machines $(MACHINES)
+	@$(RUN) python -m tests.elsewhere "$(PAGES)" --machines $(MACHINES) $(if $(TRAINING),--training) $(if $(TABLE),--table-file $(TABLE))
 
 install: $(DEV)          ## .venv for those who change prunelab
 $(BIN)/python:

@@ -27,7 +27,7 @@ def extras(
         name, _, requirements = line.partition(':')
         name = name.strip()
         if not requirements.split() or name in ('', 'dev') or name in res:
-            raise ValueError(f'settings.ini has the extra {line.strip()!r}: write `name: requirement requirement ...`, '
+            raise ValueError(f'settings.ini has the extra {line.strip()!r}: write `name: requirement ...`, '
                              'each name once, and what is for dev in dev_requirements')
         res[name] = requirements.split()
     return res

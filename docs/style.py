@@ -18,7 +18,8 @@ HEADERS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.
 CODE, MATH, TABLE = r'```.*?```|`[^`]*`', r'\$\$.*?\$\$|\$[^$]*\$', r'^\|[^\n]*\|$|^:::[^\n]*$'
 NOT_PROSE = re.compile(rf'{CODE}|{MATH}|{TABLE}|(?<=\])\([^)]*\)', re.S | re.M)
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-METHODS = {'basin', 'probes', 'stochastic', 'drop', 'extreme', 'pareto'}     # others are tools, or the lab's
+# others are tools, or the lab's
+METHODS = {'basin', 'landscape', 'probes', 'stochastic', 'drop', 'extreme', 'pareto'}
 
 def statement_size(
     node, # A statement

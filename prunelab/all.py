@@ -7,24 +7,25 @@ Docs: https://prunelab.github.io/prunelab/all.html.md"""
 # %% auto #0
 __all__ = ['weights', 'seeded', 'generator', 'house_style', 'magnitude', 'random_score', 'lamp_score', 'snip', 'grasp', 'synflow',
            'iterated', 'global_', 'uniform', 'erk', 'lamp', 'layerwise', 'Schedule', 'one_shot', 'steps', 'gradual',
-           'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'PruneCB', 'table', 'macs', 'sizes', 'plot_layers',
-           'save_sparse', 'load_sparse', 'to_sparse_cpu', 'StochasticPruning', 'stochastic_prune', 'best', 'median',
-           'DropPruning', 'ExtremeValuePruning', 'noise', 'perturb', 'population', 'evaluate_population', 'correct',
+           'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'evaluate_population', 'correct', 'PruneCB', 'table', 'macs',
+           'sizes', 'plot_layers', 'save_sparse', 'load_sparse', 'to_sparse_cpu', 'StochasticPruning',
+           'stochastic_prune', 'best', 'median', 'DropPruning', 'ExtremeValuePruning', 'noise', 'perturb', 'population',
            'slice1d', 'slice2d', 'interpolate', 'recalibrate_bn', 'variance_ratio', 'gradient_flow', 'search', 'front',
            'plot_front', 'F1', 'F2']
 
 # %% ../nbs/60_all.ipynb #a1100003
 # ruff: noqa: F401 — these names are imported to be handed on
 from .allocation import erk, global_, lamp, uniform
-from .basin import correct, evaluate_population, interpolate, noise, perturb, population
-from .basin import slice1d, slice2d
+from .basin import noise, perturb, population
 from .callbacks import PruneCB
 from .checkpoint import load_sparse, save_sparse, to_sparse_cpu
 from .core import generator, seeded, weights
 from .drop import DropPruning
+from .evaluate import correct, evaluate_population
 from .extreme import ExtremeValuePruning, layerwise
 from .gradient_scores import grasp, iterated, snip, synflow
 from .hold import HoldMasks
+from .landscape import interpolate, slice1d, slice2d
 from .masks import apply_, keep_top, sparsity
 from .pareto import F1, F2, front, plot_front, search
 from .plotting import house_style
@@ -39,11 +40,11 @@ _all_ = ['weights', 'seeded', 'generator', 'house_style',                       
          'magnitude', 'random_score', 'lamp_score', 'snip', 'grasp', 'synflow', 'iterated',
          'global_', 'uniform', 'erk', 'lamp', 'layerwise',
          'Schedule', 'one_shot', 'steps', 'gradual',
-         'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'PruneCB',
+         'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'evaluate_population', 'correct', 'PruneCB',
          'table', 'macs', 'sizes', 'plot_layers', 'save_sparse', 'load_sparse', 'to_sparse_cpu',
          'StochasticPruning', 'stochastic_prune', 'best', 'median',              # methods
          'DropPruning', 'ExtremeValuePruning',
-         'noise', 'perturb', 'population', 'evaluate_population', 'correct',
+         'noise', 'perturb', 'population',
          'slice1d', 'slice2d', 'interpolate',
          'recalibrate_bn', 'variance_ratio', 'gradient_flow',
          'search', 'front', 'plot_front', 'F1', 'F2']

@@ -41,13 +41,17 @@ def fill(
     k:int, # How much there is to share
     proportions:list, # One non-negative number for each layer
     capacity:list, # The most that each layer can take; together at least `k`
-) -> list: # Real-valued shares, their sum is `k`
+) -> list: # Real-valued shares, their sum is `k`; `ValueError` if all layers with room have proportion 0
     "Share `k` in proportion; what a full layer can't take goes to the others"
     layers, full = range(len(capacity)), set()
     while True:                                            # each round fills at least one more layer
         open_ = [i for i in layers if i not in full]
         rest = k - sum(capacity[i] for i in full)
-        unit = rest/max(sum(proportions[i] for i in open_), 1)
+        total = sum(proportions[i] for i in open_)
+        if rest > 0 and not total > 0:
+            raise ValueError(f'{rest:g} weights are left to share, and the proportions of the layers with '
+                             f'room add up to {total:g}: give at least one of them a number above 0')
+        unit = rest/total if total else 0.
         over = {i for i in open_ if unit*proportions[i] > capacity[i]}
         if not over: return [capacity[i] if i in full else unit*proportions[i] for i in layers]
         full |= over
@@ -100,7 +104,9 @@ class Bins:
         lowest, highest = _ratio(least, remain_most), _ratio(most, above_least + most)
         return (lowest*(1 - 1e-9)).float(), (highest*(1 + 1e-9)).float()      # sums are rounded, a little
 
+# %% ../nbs/04b_allocation.ipynb #ad023a9a
 def _from_above(x): return x.flip(0).cumsum(0).flip(0)
+
 def _ratio(a, b): return torch.where(b == 0, 0., a/b)
 
 # %% ../nbs/04b_allocation.ipynb #a110c044
@@ -124,6 +130,7 @@ def _kth(values, n, k):
 
 def _largest(sizes): return sizes.max().item() if len(sizes) else -torch.inf
 
+# %% ../nbs/04b_allocation.ipynb #dbffc938
 def open_range(
     bins:dict, # {name: `Bins`}
     k:int, # How many weights stay, at least 1 and at most as many as are in the bins
@@ -163,6 +170,7 @@ def lamp(
     for n, m in masks.items(): m[places[n][best[n]]] = True
     return {n: m.view(scores[n].shape) for n, m in masks.items()}
 
+# %% ../nbs/04b_allocation.ipynb #0749f370
 def _refuse_no_sizes(bins):
     "Raise if a bin has something else than finite sizes"
     bad = [n for n, b in bins.items() if not ((b.low >= 0) & b.high.isfinite()).all()]

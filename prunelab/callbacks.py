@@ -9,6 +9,8 @@ __all__ = ['PruneCB']
 
 # %% ../nbs/06_callbacks.ipynb #15302050
 import copy
+import inspect
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,14 +18,14 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastai.torch_core import get_model
+from fastai.torch_core import get_model, to_device
 from fastcore.basics import patch
 
 from .allocation import global_
-from .core import weights, seeded, generator
+from .core import exclusions, generator, seeded, weights
 from .plotting import OURS
-from .hold import holder_of, in_lr_find
-from .masks import kept, sparsity
+from .hold import HoldMasks, holder_of, in_lr_find
+from .masks import empty_layers, kept, sparsity, warn_of_empty
 from .schedules import Schedule, one_shot
 from .scores import magnitude, score_with
 
@@ -45,7 +47,7 @@ class PruneCB(Callback):
         _refuse_bad_arguments(sparsity, score, allocation, schedule, seed)
         self.target = None if sparsity is None else float(sparsity)      # None: a subclass finds it
         self.score, self.allocation, self.schedule = score, allocation, schedule
-        self.exclude = exclude if isinstance(exclude, (str, torch.nn.Module)) else tuple(exclude or ())
+        self.exclude = exclusions(exclude)
         self.seed, self.when_frozen = seed, when_frozen
         self.holder = None              # the `HoldMasks` of the `Learner`; `attach` finds it
         self.begin_schedule()
@@ -69,6 +71,7 @@ def begin_schedule(self:PruneCB):
     self.initial_sparsity = 0.          # before the first of them; progress counts from here to the target
     self.draws = 0                      # random decisions so far; the next one's seed is (seed, draws + 1)
     self.step = 0                       # training batches seen
+    self.waiting = []                   # names of the frozen layers that it waits for
     self.rows = []                      # of the history, one for each pruning
 
 # %% ../nbs/06_callbacks.ipynb #ff54f4cb
@@ -85,11 +88,25 @@ def attach(self:PruneCB,
     learn:Learner, # The one to prune
 ):
     "Find the weights and the holder; with another holder than before, the schedule begins anew"
-    self.names = list(weights(get_model(learn.model), self.exclude))     # of the weights to prune
-    holder = holder_of(learn, self.names)
-    if holder is self.holder: return
-    self.holder = holder
+    if any(c is self.holder for c in learn.cbs): return
+    ws = weights(get_model(learn.model), self.exclude)
+    self.names = _started(ws, _masked(learn))                           # of the weights to prune
+    self.holder = holder_of(learn, self.names)
     self.begin_schedule()
+
+def _masked(learn):
+    "Names of weights that a holder keeps zeros in already"
+    holder = next((c for c in learn.cbs if isinstance(c, HoldMasks)), None)
+    return {n for n, m in holder.masks.items() if not m.all()} if holder else set()
+
+def _started(ws, masked):
+    "Names of the weights `ws` that aren't all zero, unless they were pruned; a warning names the others"
+    names = [n for n, w in ws.items() if n in masked or w.any()]
+    if not names: raise ValueError('every weight is 0, so nothing ranks them: load the model first')
+    if len(names) < len(ws):
+        rest = [n for n in ws if n not in names]
+        warnings.warn(f'{rest} are all zero at the start, as a fresh adapter is, and stay dense')
+    return names
 
 # %% ../nbs/06_callbacks.ipynb #6ca11b05
 @patch
@@ -122,8 +139,9 @@ def sparsity_at(self:PruneCB,
     t:float, # Progress of the schedule, in [0,1]
 ) -> float: # In [0,1)
     "The sparsity wanted at progress `t`, at least that of now"
-    p = self.target if t == 1 else self.initial_sparsity + t*(self.target - self.initial_sparsity)
-    return min(max(p, sparsity(self.masks)), 1 - 1e-12)
+    p = self.initial_sparsity + t*(self.target - self.initial_sparsity)
+    if t == 1: p = self.target                                      # not a rounding error beside it
+    return min(max(p, sparsity(self.masks)), 1 - 1e-12)             # an allocation wants less than 1
 
 # %% ../nbs/06_callbacks.ipynb #6ca11b12
 @patch
@@ -138,12 +156,20 @@ def batch(self:PruneCB) -> tuple: # (inputs, targets), each a tuple of tensors
     learn = self.learn
     training = getattr(learn, 'training', False) and getattr(learn, 'xb', (None,))[0] is not None
     if training: return learn.xb, learn.yb
-    train = learn.dls.train
-    order = copy.deepcopy(getattr(train, 'rng', None))
-    with seeded(self.seed): batch = train.one_batch()
-    if order: train.rng = order                     # the loader's next epoch is what it would have been
+    batch = to_device(_first_batch(learn.dls.train, self.seed), next(learn.model.parameters()).device)
     n = getattr(learn.dls, 'n_inp', max(len(batch) - 1, 1))
     return tuple(batch[:n]), tuple(batch[n:])
+
+def _first_batch(loader, seed):
+    "The first batch of fastai's loader or of PyTorch's, whose next epoch is what it would have been"
+    order, gen = copy.deepcopy(getattr(loader, 'rng', None)), getattr(loader, 'generator', None)
+    state = gen.get_state() if gen else None
+    with seeded(seed):
+        batch = loader.one_batch() if hasattr(loader, 'one_batch') else next(iter(loader), None)
+    if batch is None: raise ValueError('the score asks for a batch, and the training loader has none')
+    if order: loader.rng = order
+    if gen: gen.set_state(state)
+    return batch
 
 @patch
 def offers(self:PruneCB) -> dict: # {name: function without arguments}, see `score_with`
@@ -173,7 +199,9 @@ def prune_at(self:PruneCB,
     masks, values = self._checked(self.propose(t))
     self.holder.set_masks(masks, values)
     layers = {n: 1 - m.float().mean().item() for n, m in self.masks.items()}
-    self.rows.append({'step': self.step, **layers, 'total': sparsity(self.masks)})
+    seen, now = self.rows[-1]['empty'] if self.rows else (), empty_layers(self.masks)
+    warn_of_empty([n for n in now if n not in seen])
+    self.rows.append({'step': self.step, **layers, 'total': sparsity(self.masks), 'empty': now})
 
 @patch
 def _refuse_lower_target(self:PruneCB):
@@ -193,9 +221,9 @@ def _checked(self:PruneCB, proposal):
 
 # %% ../nbs/06_callbacks.ipynb #d1d91e59
 @patch
-def frozen(self:PruneCB) -> bool:
-    "Is a weight frozen that this callback prunes?"
-    return not all(w.requires_grad for w in self.weights().values())
+def frozen(self:PruneCB) -> list: # Names
+    "The frozen ones among the weights that this callback prunes"
+    return [n for n, w in self.weights().items() if not w.requires_grad]
 
 @patch
 def advance(self:PruneCB,
@@ -205,11 +233,10 @@ def advance(self:PruneCB,
     if in_lr_find(self.learn): return
     due = self.schedule.due(position)
     if due <= self.done: return
-    if self.frozen() and not self.when_frozen:
-        self.holder.waiting = type(self).__name__
-        return
+    self.waiting = [] if self.when_frozen else self.frozen()
+    if self.waiting: return
     self.prune_at(self.schedule.progress[due - 1])
-    self.done, self.holder.waiting = due, None
+    self.done = due
 
 @patch(as_prop=True)
 def finished(self:PruneCB) -> bool:
@@ -217,6 +244,22 @@ def finished(self:PruneCB) -> bool:
     return self.done == len(self.schedule.at)
 
 # %% ../nbs/06_callbacks.ipynb #6ca11b23
+@patch
+def before_train(self:PruneCB):
+    for other in self.holder.pruners():
+        if isinstance(other, PruneCB): self._refuse_contradiction(other)
+
+@patch
+def _refuse_contradiction(self:PruneCB, other):
+    "Raise a `ValueError` if all that `other` prunes, and more than this one wants, is also this one's"
+    if None in (self.target, other.target) or not set(self.names) >= set(other.names): return
+    wanted, made = (round(cb.target*sum(m.numel() for m in cb.masks.values())) for cb in (self, other))
+    one_after_the_other = self.schedule.at[-1] < other.schedule.at[0]
+    if wanted >= made or one_after_the_other: return
+    raise ValueError(f'{type(self).__name__} at {self.target:.4g} wants {wanted:,} zeros, and another '
+                     f'{type(other).__name__} at {other.target:.4g} makes {made:,} of the same weights: '
+                     'prune to the lower target first, or give each its own layers with exclude=')
+
 @patch
 def before_batch(self:PruneCB): self.advance((self.epoch + self.iter/self.n_iter)/self.n_epoch)
 
@@ -232,11 +275,27 @@ def after_train(self:PruneCB):
 
 PruneCB.after_cancel_epoch = PruneCB.after_train      # a cancelled epoch has no after_train
 
+# %% ../nbs/06_callbacks.ipynb #6ca11b36
+@patch
+def after_fit(self:PruneCB):
+    "Say so if the schedule couldn't go on"
+    if not self.waiting or _unfreezes_later(self.learn): return
+    names, self.waiting = self.waiting, []
+    warnings.warn(f'{type(self).__name__} waits for {len(names)} frozen layers, {names[:3]} first, and is '
+                  f'at {sparsity(self.masks):.2%}: unfreeze them and fit again with this callback, leave '
+                  'them out with exclude=, or prune them frozen with when_frozen=True')
+
+def _unfreezes_later(learn):
+    "Is this the first phase of `fine_tune`, whose second one trains all layers?"
+    frozen = getattr(learn.opt, 'frozen_idx', 0) > 0
+    return frozen and any(frame.function == 'fine_tune' for frame in inspect.stack(0))
+
 # %% ../nbs/06_callbacks.ipynb #06f5ae2d
 @patch(as_prop=True)
-def history(self:PruneCB) -> pd.DataFrame: # One row per pruning: training step × (layers, total), sparsity
+def history(self:PruneCB) -> pd.DataFrame: # One row per pruning: step × (layers, total, empty layers)
     "Sparsity after each pruning"
-    return pd.DataFrame(self.rows, columns=['step', *self.names, 'total']).set_index('step')
+    history = pd.DataFrame(self.rows, columns=['step', *self.names, 'total', 'empty']).set_index('step')
+    return history.assign(empty=history['empty'].map(', '.join))
 
 @patch
 def plot_history(self:PruneCB,

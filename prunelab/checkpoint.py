@@ -98,6 +98,7 @@ def save_sparse(
     metadata = dict(FORMAT, packed=json.dumps(packed), tied=json.dumps(tied))
     return _write(Path(path), to_bytes(tensors, metadata))
 
+# %% ../nbs/08_checkpoint.ipynb #8452dfbc
 def _named(name, f, *args):
     "`f(*args)`, with `name` in front of the message if it raises"
     try: return f(*args)
@@ -112,6 +113,7 @@ def _metadata(data):
     raise ValueError('not written by save_sparse, or by another release: its format is '
                      f'{meta.get("format")!r}, version {meta.get("version")!r}, this prunelab reads {FORMAT}')
 
+# %% ../nbs/08_checkpoint.ipynb #ab067be7
 def _unpack_weight(state, n, shape, dtype):
     "Take the two entries of a packed weight out of `state`, and return the weight"
     kind = getattr(torch, dtype, None)

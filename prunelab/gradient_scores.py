@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from functools import partial, update_wrapper
 
 import torch
+from torch import nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .core import eval_mode
 
@@ -35,21 +37,48 @@ def _refuse_misfits(ws, model, batch):
     if len(batch) != 2 or any(isinstance(b, torch.Tensor) for b in batch):
         raise ValueError('batch is a pair (inputs, targets), each a tuple of tensors, such as ((x,), (y,))')
 
+class _Then(nn.Module):
+    "A network, and what is done with its output"
+    def __init__(self, model, then):
+        super().__init__()
+        self.model, self.then = model, then
+    def forward(self, *xs): return self.then(self.model(*xs))
+
+def _substituted(
+    model, # Stays as it is
+    tensors:dict, # {name: tensor} that take the place of the model's own
+    xs, # Inputs
+    then, # Function of the output, such as one that takes gradients
+): # What `then` returns
+    "Run the model with other tensors, which stay until `then` is over"
+    inside = {f'model.{n}': t for n, t in tensors.items()}
+    with evaluating(model): return functional_call(_Then(model, then), inside, tuple(xs))
+
+# %% ../nbs/03b_gradient_scores.ipynb #93ad0011
+def _mean_loss(loss_func, out, ys):
+    "`loss_func(out, *ys)`, which has to be one number; an error says so if the output is no tensor"
+    try: loss = loss_func(out, *ys)
+    except Exception as e:
+        if isinstance(out, torch.Tensor): raise
+        raise ValueError(f'the network returns a {type(out).__name__}, and loss_func fails on it ({e}): '
+                         'pass one that takes its part, such as lambda out, *y: loss_func(out[0], *y)') from e
+    if not loss.ndim: return loss
+    raise ValueError('loss_func must return one number, the mean of the batch, '
+                     f'got shape {tuple(loss.shape)}')
+
 @torch.enable_grad()
-def _gradient(ws, model, batch, loss_func, create_graph=False):
-    "({name: leaf that shares memory with the weight}, {name: gradient at it})"
+def _gradient(ws, model, batch, loss_func, create_graph=False, then=lambda leaves, gs: gs):
+    "{name: gradient}, or what `then(leaves, gradients)` makes of it while the weights are in place"
     _refuse_misfits(ws, model, batch)
     leaves = {n: w.detach().requires_grad_() for n, w in ws.items()}
     device = next(iter(leaves.values())).device
     xs, ys = ([t.as_subclass(torch.Tensor).to(device) for t in ts] for ts in batch)
-    with evaluating(model):
-        loss = loss_func(functional_call(model, leaves, tuple(xs)), *ys)
-        if loss.ndim:
-            raise ValueError('loss_func must return one number, the mean of the batch, '
-                             f'got shape {tuple(loss.shape)}')
+    def gradients(out):
+        loss = _mean_loss(loss_func, out, ys)
         gs = torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph,
                                  materialize_grads=True)
-    return leaves, dict(zip(leaves, gs))
+        return then(leaves, {n: g.as_subclass(torch.Tensor) for n, g in zip(leaves, gs)})
+    return _substituted(model, leaves, xs, gradients)
 
 # %% ../nbs/03b_gradient_scores.ipynb #eaa44c2a
 def gradient(
@@ -59,7 +88,7 @@ def gradient(
     loss_func, # `(out, *targets)` -> mean loss, one number
 ) -> dict: # {name: dL/dw}, same shapes and dtypes; 0 where the loss does not depend on a weight
     "The gradient at the weights `ws`, without a trace in the model"
-    return _gradient(ws, model, batch, loss_func)[1]
+    return _gradient(ws, model, batch, loss_func)
 
 # %% ../nbs/03b_gradient_scores.ipynb #93ad0004
 def snip(
@@ -73,7 +102,12 @@ def snip(
     return {n: (ws[n].detach()*g).abs().float() for n, g in gs.items()}
 
 # %% ../nbs/03b_gradient_scores.ipynb #79aa1531
-@torch.enable_grad()
+def _hessian_product(leaves, gs):
+    "{name: Hg}"
+    half_norm = sum((g*g.detach()).sum() for g in gs.values())              # its gradient is Hg
+    Hg = torch.autograd.grad(half_norm, list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, Hg))
+
 def grasp(
     ws:dict, # {name: weight}; g and H are those of these weights alone
     model, # Evaluated in eval mode, see `gradient`
@@ -81,11 +115,9 @@ def grasp(
     loss_func, # `(out, *targets)` -> mean loss
 ) -> dict: # {name: w·(Hg)}, same shapes, float32, of either sign: the larger, the more is lost with it
     "Importance is what removal takes from the squared gradient norm: w·(Hg) (Wang, Zhang, Grosse 2020)"
-    leaves, gs = _gradient(ws, model, batch, loss_func, create_graph=True)
-    with evaluating(model):
-        half_norm = sum((g*g.detach()).sum() for g in gs.values())      # its gradient is Hg
-        Hg = torch.autograd.grad(half_norm, list(leaves.values()), materialize_grads=True)
-    return {n: (ws[n].detach()*h).float() for n, h in zip(leaves, Hg)}
+    with sdpa_kernel(SDPBackend.MATH):          # fused attention has no second derivative
+        Hg = _gradient(ws, model, batch, loss_func, create_graph=True, then=_hessian_product)
+    return {n: (ws[n].detach()*h).float() for n, h in Hg.items()}
 
 # %% ../nbs/03b_gradient_scores.ipynb #66e2104c
 def _without_offset(n, t):
@@ -113,10 +145,18 @@ def synflow(
     tensors = [*model.named_parameters(), *model.named_buffers()]
     rest = {n: _without_offset(n, t) for n, t in tensors if t.is_floating_point()}
     device = next(iter(leaves.values())).device
-    with evaluating(model):
-        R = functional_call(model, {**rest, **leaves}, tuple(_ones(x, device) for x in batch[0])).sum()
-    gs = torch.autograd.grad(R, list(leaves.values()), materialize_grads=True)
-    return {n: (leaves[n]*g/R).detach().nan_to_num(0.).float() for n, g in zip(leaves, gs)}
+    def shares(out):
+        R = out.sum()
+        _refuse_no_flow(R)
+        gs = torch.autograd.grad(R, list(leaves.values()), materialize_grads=True)
+        return {n: (w*g/R if R else w*0).detach().float() for (n, w), g in zip(leaves.items(), gs)}
+    return _substituted(model, {**rest, **leaves}, [_ones(x, device) for x in batch[0]], shares)
+
+def _refuse_no_flow(R):
+    "Raise a `ValueError` if the flow isn't a number that could be shared out"
+    if R.isfinite(): return
+    raise ValueError(f'the flow through the network is {R.item()}: a weight is NaN or infinite, or the '
+                     'product of its layers is too large for float64')
 
 # %% ../nbs/03b_gradient_scores.ipynb #1fa604fd
 def _rounds(score, allocation, sparsity, rounds, ws, **offers):
@@ -132,6 +172,7 @@ def _rounds(score, allocation, sparsity, rounds, ws, **offers):
     lowest = min([0., *(s[masks[n]].min().item() for n, s in scores.items() if masks[n].any())])
     return {n: torch.where(masks[n], s, lowest + rounds_ago[n]) for n, s in scores.items()}
 
+# %% ../nbs/03b_gradient_scores.ipynb #54c80238
 def iterated(
     score, # Any score function
     allocation, # How layers share the total in each round, such as `global_`

@@ -19,38 +19,45 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 
 from .core import weights
-from .masks import sparsity
+from .masks import apply_, sparsity
 
 # %% ../nbs/05b_hold.ipynb #b5e5004b
 class HoldMasks(Callback):
     "Keeps masked weights at exactly 0, whatever trains; stays on the `Learner` until `finalize`"
     order = 55
     _removed = ()                       # pairs (parameter, True where it is masked): `bind` makes them
-    _stateattrs = ('_removed',)         # not pickled, for it refers to the model
+    _bound_model = None                 # whose parameters those are
+    _stateattrs = ('_removed', '_bound_model')      # not pickled: they refer to the model
 
     def __init__(self):
         self.masks = {}                 # {name: bool tensor of the weight's shape, True = kept}
         self.last_sparsity = None       # as measured when the masks last acted
         self.changed = False            # have masks changed since the last epoch ended?
         self.trained = False            # did this epoch train, or does it only validate?
-        self.waiting = None             # name of a pruner that waits for frozen layers, if any
 
 # %% ../nbs/05b_hold.ipynb #5bho1d02
 @patch
-def missing(self:HoldMasks) -> list: # Names
-    "Weights under masks that the model no longer has"
-    ws = weights(get_model(self.learn.model))
-    return [n for n in self.masks if n not in ws]
+def missing(self:HoldMasks,
+    model=None, # Any network; that of the `Learner` if None
+) -> list: # Names
+    "Weights under masks that the model no longer has, or has in another shape"
+    ps = _parameters(self.learn.model if model is None else model)
+    return [n for n, m in self.masks.items() if n not in ps or ps[n].shape != m.shape]
 
 @patch
-def weights(self:HoldMasks) -> dict: # {name: parameter}; `ValueError` if one is missing
+def weights(self:HoldMasks,
+    model=None, # Any network; that of the `Learner` if None
+) -> dict: # {name: parameter}; `ValueError` if one is missing
     "The model's weights that are under masks"
-    if self.missing(): raise ValueError(_missing_message(self.missing()))
-    ws = weights(get_model(self.learn.model))
-    return {n: ws[n] for n in self.masks}
+    if self.missing(model): raise ValueError(_missing_message(self.missing(model)))
+    ps = _parameters(self.learn.model if model is None else model)
+    return {n: ps[n] for n in self.masks}
+
+def _parameters(model): return dict(get_model(model).named_parameters(remove_duplicate=False))
 
 def _missing_message(names):
-    return f'weights {names} are under masks but no longer in the model; finalize() before changing a model'
+    return (f'weights {names} are under masks and no longer in the model, or have another shape there; '
+            'finalize() before changing a model')
 
 # %% ../nbs/05b_hold.ipynb #5bho1d04
 @patch
@@ -58,6 +65,7 @@ def bind(self:HoldMasks):
     "Take the model's parameters as they are now, apply the masks, and measure the sparsity"
     ws = self.weights()
     self._removed = [(w, ~self.masks[n].to(w.device)) for n, w in ws.items()]
+    self._bound_model = get_model(self.learn.model)
     self.apply()
     self.last_sparsity = sparsity(ws)
 
@@ -94,7 +102,7 @@ def set_masks(self:HoldMasks,
     with torch.no_grad():
         for n, v in values.items(): ws[n].copy_(v)
     for n, m in masks.items():
-        m = m.to(ws[n].device)
+        m = m.as_subclass(torch.Tensor).to(ws[n].device)
         moved = m ^ self.masks[n].to(m.device)          # left or came back
         _forget(getattr(self.learn, 'opt', None), ws[n], moved)
         self.masks[n] = m
@@ -151,13 +159,22 @@ def hold(self:Learner,
 # %% ../nbs/05b_hold.ipynb #aac9ed16
 @patch
 def recheck(self:HoldMasks):
-    "Apply the masks again; warn if something else changed the sparsity since it was last measured"
-    now, before = sparsity(self.weights()), self.last_sparsity
+    "Apply the masks again; warn if something else wrote the weights since they were last measured"
+    ws, before = self.weights(), self.last_sparsity
+    same_model = self._bound_model in (None, get_model(self.learn.model))
+    now, leaked = sparsity(ws), self._leaked(ws)
     self.bind()
-    if before is None or abs(now - before) <= 1e-3: return
-    warnings.warn(f'sparsity was {before:.2%} when last seen and is {now:.2%} now: something else wrote the '
-                  'weights (learn.load, or a step that was interrupted). The masks are applied again: '
-                  f'{self.last_sparsity:.2%}. To start afresh, finalize() first.')
+    if before is None or not same_model or not leaked and abs(now - before) <= 1e-3: return
+    warnings.warn(f'sparsity was {before:.2%} when last seen and is {now:.2%} now, and {leaked:,} masked '
+                  'weights are not 0: something else wrote the weights (learn.load, or a step that was '
+                  f'interrupted). The masks are applied again: {self.last_sparsity:.2%}. To start afresh, '
+                  'finalize() first.')
+
+@patch
+def _leaked(self:HoldMasks, ws):
+    "How many masked weights are not 0"
+    masked = (w.detach().masked_fill(self.masks[n].to(w.device), 0) for n, w in ws.items())
+    return sum(int(w.count_nonzero()) for w in masked)
 
 # %% ../nbs/05b_hold.ipynb #5bho1d11
 def in_lr_find(
@@ -177,17 +194,10 @@ def before_fit(self:HoldMasks):
         warnings.warn(_missing_message(self.missing()))
         return
     self.recheck()
-    if self.waiting and not self.pruners() and not in_lr_find(self.learn): self._warn_of_waiting()
     if hasattr(self.learn, 'recorder'): self._add_column()
 
 @patch
 def before_train(self:HoldMasks): self.weights()        # raises if the model is another one
-
-@patch
-def _warn_of_waiting(self:HoldMasks):
-    warnings.warn(f'{self.waiting} never pruned: it waited for the frozen layers to be unfrozen, as '
-                  'fine_tune does after its first phase; pass when_frozen=True to prune a frozen model')
-    self.waiting = None
 
 # %% ../nbs/05b_hold.ipynb #ee25b089
 @patch
@@ -201,24 +211,34 @@ def _add_column(self:HoldMasks):
 def before_epoch(self:HoldMasks): self.trained = False
 
 @patch
-def after_train(self:HoldMasks): self.trained = True
+def after_train(self:HoldMasks):
+    self.trained = True
+    if not in_lr_find(self.learn): self.last_sparsity = sparsity(self.weights())
 
 @patch
 def after_validate(self:HoldMasks):
     if not self.trained or in_lr_find(self.learn): return
-    self.last_sparsity = sparsity(self.weights())
-    if hasattr(self.learn, 'recorder'): self.recorder.log.append(self.last_sparsity)
+    if hasattr(self.learn, 'recorder'): self.recorder.log.append(sparsity(self.weights()))
 
 # %% ../nbs/05b_hold.ipynb #5bho1d13
 @patch
 def after_epoch(self:HoldMasks):
     "An epoch with other masks, or before the target, must not win against a later one"
     if not self.trained or self.learn is None or in_lr_find(self.learn): return
-    on_the_way = not self.waiting and not all(c.finished for c in self.pruners())
+    on_the_way = any(not c.finished and not c.waiting for c in self.pruners())
     if self.changed or on_the_way:
         for c in self.learn.cbs:
             if isinstance(c, TrackerCallback): c.best = np.inf if c.comp == np.less else -np.inf
     self.changed = False
+
+# %% ../nbs/05b_hold.ipynb #5bho1d29
+@patch
+def apply_to(self:HoldMasks,
+    model, # Another network with weights of the same names and shapes; `ValueError` if it has others
+):
+    "Set to 0 in another network what is masked in this one, such as in a moving average of its weights"
+    ws = self.weights(model)
+    apply_(ws, {n: self.masks[n].to(w.device) for n, w in ws.items()})
 
 # %% ../nbs/05b_hold.ipynb #5bho1d17
 @patch

@@ -6,9 +6,10 @@ Docs: https://prunelab.github.io/prunelab/masks.html.md"""
 
 # %% auto #0
 __all__ = ['DIGITS', 'kept', 'ordered_int', 'from_ordered_int', 'flatnonzero', 'digit_counts', 'Threshold', 'kth_largest',
-           'keep_top', 'apply_', 'sparsity']
+           'keep_top', 'apply_', 'sparsity', 'empty_layers', 'warn_of_empty']
 
 # %% ../nbs/04_masks.ipynb #b33bdd6a
+import warnings
 from dataclasses import dataclass
 from functools import reduce
 
@@ -34,6 +35,7 @@ def _flip_negative(bits):
     sign = bits >> (8*bits.itemsize - 1)                         # 0, or −1, which is all ones
     return bits ^ (sign & torch.iinfo(bits.dtype).max)
 
+# %% ../nbs/04_masks.ipynb #e588be2d
 def ordered_int(
     x:torch.Tensor, # Floats, any shape
 ) -> torch.Tensor: # Integers of the same shape: i < j exactly where x < y. NaN is beyond both infinities
@@ -65,6 +67,7 @@ def _pieces(tensors):
     for t in tensors.values():
         yield from t.detach().reshape(-1).split(1 << (22 if t.is_cuda else 18))
 
+# %% ../nbs/04_masks.ipynb #163b8fc1
 def digit_counts(
     scores:dict, # {name: tensor of floats}
     dtype:torch.dtype, # In which all scores are compared
@@ -85,8 +88,8 @@ def _digit_of(
     counts, # How many scores have each digit
     k, # From 1 to their sum
 ) -> tuple: # (digit, k'): the k-th largest score has this digit, and is the k'-th largest of these
-    at_least = counts.flip(0).cumsum(0).flip(0)                  # scores with this digit or a larger one
-    digit = int((at_least >= k).sum()) - 1
+    at_least = counts.flip(0).cumsum(0).flip(0)      # scores with this digit or a larger one: it only falls
+    digit = int((at_least >= k).sum()) - 1           # the last one that still has k
     above = int(at_least[digit] - counts[digit])
     return digit, k - above
 
@@ -114,6 +117,7 @@ def kth_largest(
         low = i*DIGITS
     return Threshold(from_ordered_int(i, dtype).item(), wanted=k, equal=int(counts[digit]))
 
+# %% ../nbs/04_masks.ipynb #a55968ba
 def _common_dtype(scores):
     "The floating type that holds all scores"
     dtype = reduce(torch.promote_types, (s.dtype for s in scores.values()))
@@ -142,6 +146,7 @@ def keep_top(
     _add_first(masks, scores, at, dtype)
     return masks
 
+# %% ../nbs/04_masks.ipynb #c9df54d8
 def _add_first(masks, scores, at, dtype):
     "Add the first `at.wanted` of the scores that equal the threshold to `masks`, in place"
     missing = at.wanted
@@ -158,7 +163,11 @@ def apply_(
     masks:dict, # {name: bool mask, True = kept} for some or all of the names
 ) -> dict: # `ws` itself
     "Set every masked weight to exactly 0"
-    for n, m in masks.items(): ws[n].masked_fill_(~m, 0)
+    for n, m in masks.items():
+        if m.shape != ws[n].shape:
+            got, wanted = tuple(m.shape), tuple(ws[n].shape)
+            raise ValueError(f'{n!r}: a mask of shape {got} for a weight of shape {wanted}')
+        ws[n].masked_fill_(~m, 0)
     return ws
 
 # %% ../nbs/04_masks.ipynb #4ma5c022
@@ -168,3 +177,19 @@ def sparsity(
     "Measured sparsity of weights or masks"
     n = sum(t.numel() for t in d.values())
     return 1 - sum(int(t.count_nonzero()) for t in d.values())/n
+
+# %% ../nbs/04_masks.ipynb #4ma5c041
+def empty_layers(
+    d:dict, # {name: weight} or {name: bool mask}
+) -> list: # Names
+    "The layers that have no weight left"
+    return [n for n, t in d.items() if t.numel() and not t.any()]
+
+def warn_of_empty(
+    names:list, # Of the layers that have no weight left; nothing happens if there is none
+):
+    "Say what an empty layer means, and what to do about it"
+    if not names: return
+    warnings.warn(f'no weight of {names} is left: what comes out of such a layer is the same for every '
+                  'input. Share the zeros out by another allocation=, such as lamp or erk, or leave it dense '
+                  'with exclude=')

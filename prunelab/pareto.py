@@ -1,4 +1,4 @@
-"""Nobody wants "the best" pruned network. One wants to know what a little more sparsity costs, and the answer is a curve, not a number.
+"""Nobody wants "the best" pruned network. We want to know what a little more sparsity costs, and the answer is a curve, not a number.
 
 Docs: https://prunelab.github.io/prunelab/pareto.html.md"""
 
@@ -8,16 +8,23 @@ Docs: https://prunelab.github.io/prunelab/pareto.html.md"""
 __all__ = ['non_dominated', 'measure', 'fit', 'F1', 'F2', 'load_optuna', 'search', 'front', 'plot_front']
 
 # %% ../nbs/40_pareto.ipynb #5de82907
+import re
 from contextlib import contextmanager
 from hashlib import sha256
 from itertools import chain, compress
 from pathlib import Path
-import filelock, re, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from .basin import evaluate_population
+
+import filelock
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
 from .core import weights
-from .plotting import DENSE, PLAIN, OURS
+from .evaluate import evaluate_population
 from .masks import apply_
-from .stochastic import stochastic_prune
+from .plotting import DENSE, PLAIN, OURS
+from .stochastic import check_unit, stochastic_prune
 
 # %% ../nbs/40_pareto.ipynb #fc6aa6dd
 def non_dominated(
@@ -37,12 +44,13 @@ def measure(
     n:int=5, # Draws, an odd number: of an even one, the lower median
     first:int=0, # Number of the first draw
     exclude=(), # Weights to leave alone, see `weights`
-    **prune, # `score`, `allocation`, `kind` of `stochastic_prune`
+    **prune, # `unit`, `score`, `allocation`, `kind` of `stochastic_prune`
 ) -> tuple: # (median accuracy of the noisy ones, accuracy without noise)
     "Prune `n` noisy copies and one without noise; evaluate them"
     if n < 1: raise ValueError(f'n is the number of draws, at least 1, got {n}')
     ws, seeds = weights(model, exclude), np.atleast_1d(seed).tolist()
-    pruned = (stochastic_prune(ws, gamma, s, (*seeds, i), **prune) for s, i in [(0, 0), *((sigma, first + i) for i in range(n))])
+    draws = [(0, 0), *((sigma, first + i) for i in range(n))]           # the first one has no noise
+    pruned = (stochastic_prune(ws, gamma, s, (*seeds, i), **prune) for s, i in draws)
     acc = evaluate_population(model, (apply_(noisy, masks) for masks, noisy in pruned), dl)
     return acc[1:].median().item(), acc[0].item()
 
@@ -72,8 +80,10 @@ def load_optuna():
 
 # %% ../nbs/40_pareto.ipynb #b5f79f82
 def _number(study, trial):
-    "The number of `trial` in a search that was never disturbed; a repeated trial has that of the first attempt"
-    return trial.user_attrs.get('repeats', sum('repeats' not in t.user_attrs for t in study.get_trials(deepcopy=False) if t.number < trial.number))
+    "The number of `trial` in a search that was never disturbed; a repeated one has that of its first attempt"
+    if 'repeats' in trial.user_attrs: return trial.user_attrs['repeats']
+    before = (t for t in study.get_trials(deepcopy=False) if t.number < trial.number)
+    return sum('repeats' not in t.user_attrs for t in before)
 
 def _finished(study):
     "Its finished trials"
@@ -83,83 +93,148 @@ def _again(study, trial):
     "Queue a failed trial again"
     study.enqueue_trial({}, user_attrs={'repeats': _number(study, trial)})
 
+# %% ../nbs/40_pareto.ipynb #40rec002
 def _recover(study):
     "Queue again what no longer runs. Only for a process that is alone"
     state = load_optuna().trial.TrialState
     for t in study.get_trials(states=(state.RUNNING,)): study.tell(t.number, state=state.FAIL)
-    trials = [(_number(study, t), t) for t in study.trials]
-    safe = {k for k, t in trials if t.state != state.FAIL}
-    for t in {k: t for k, t in trials if k not in safe}.values(): _again(study, t)
+    attempts = {}                                             # {number: its trials}
+    for t in study.trials: attempts.setdefault(_number(study, t), []).append(t)
+    for trials in attempts.values():
+        if all(t.state == state.FAIL for t in trials): _again(study, trials[-1])
 
 # %% ../nbs/40_pareto.ipynb #62e712ef
+def _locked(path):
+    "The lock of a file, taken; `RuntimeError` if another search has it"
+    lock = filelock.FileLock(f'{path}.lock', timeout=0)
+    try: lock.acquire()
+    except filelock.Timeout:
+        raise RuntimeError(f'{path} is in use by another search: wait for it, name another file, or give '
+                           "many workers a database URL such as 'postgresql://...'") from None
+    return lock
+
 @contextmanager
 def _opened(storage):
     "An Optuna storage, and whether this process is alone with it"
-    optuna = load_optuna()
-    if isinstance(storage, optuna.storages.BaseStorage): yield storage, False
-    elif '://' in str(storage): yield optuna.storages.RDBStorage(storage, heartbeat_interval=60, grace_period=180, heartbeat_stale_trial_callback=_again), False
+    storages = load_optuna().storages
+    if isinstance(storage, storages.BaseStorage): yield storage, False
+    elif '://' in str(storage):
+        yield storages.RDBStorage(storage, heartbeat_interval=60, grace_period=180,
+                                  heartbeat_stale_trial_callback=_again), False
     else:
-        try:
-            with filelock.FileLock(f'{storage}.lock', timeout=0): yield optuna.storages.RDBStorage(f'sqlite:///{Path(storage).absolute()}'), True
-        except filelock.Timeout: raise RuntimeError(f"{storage} is in use by another search: wait for it, name another file, or give many workers a database URL such as 'postgresql://...'") from None
+        lock = _locked(storage)
+        try: yield storages.RDBStorage(f'sqlite:///{Path(storage).absolute()}'), True
+        finally: lock.release()
 
 # %% ../nbs/40_pareto.ipynb #e1ebb218
-def _name(f): return getattr(f, '__name__', None) or re.sub(r' at 0x\w+', '', repr(f))     # a partial has no name, and addresses change
+def _name(f):
+    "A name that another process gives, too: a partial has none, and the address in its repr changes"
+    return getattr(f, '__name__', None) or re.sub(r' at 0x\w+', '', repr(f))
 
-def _digest(tensors): return sha256(b''.join(t.detach().as_subclass(torch.Tensor).cpu().flatten().view(torch.uint8).numpy() for t in tensors)).hexdigest()[:12]
+def _digest(tensors):
+    "Twelve digits that stand for all bytes of some tensors"
+    whole = sha256()
+    for t in tensors:
+        plain = t.detach().as_subclass(torch.Tensor).cpu().flatten()
+        whole.update(plain.view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()[:12]
 
 def _network(model, exclude=(), **prune):
     "What is pruned, and how, as plain data"
-    return {'model': _digest(chain(model.parameters(), model.buffers())), 'excluded': sorted({*weights(model)} - {*weights(model, exclude)}),
-            'device': next(model.parameters()).device.type, 'pruning': {k: _name(v) for k, v in prune.items()}}
+    return {'model': _digest(chain(model.parameters(), model.buffers())),
+            'excluded': sorted({*weights(model)} - {*weights(model, exclude)}),
+            'device': next(model.parameters()).device.type,
+            'pruning': {k: _name(v) for k, v in prune.items()}}
 
 def _same(study, settings):
     "Refuse a study that was made with other settings"
     was = study.user_attrs.get('settings', {})
-    if other := [f'{k} was {was.get(k)}, now {v}' for k, v in settings.items() if was.get(k) != v]:
-        raise ValueError(f'the study {study.study_name!r} was made with other settings ({"; ".join(other)}): give another name or storage, or the old settings')
+    other = [f'{k} was {was.get(k)}, now {v}' for k, v in settings.items() if was.get(k) != v]
+    if not other: return
+    raise ValueError(f'the study {study.study_name!r} was made with other settings ({"; ".join(other)}): '
+                     'give another name or storage, or the old settings')
+
+# %% ../nbs/40_pareto.ipynb #40sea001
+def _refuse_bad_search(sigma, gamma, n_trials, n, sampler, prune):
+    "Raise a `ValueError` that says what was wrong and what is allowed"
+    ranges = 0 < sigma[0] < sigma[1] and 0 <= gamma[0] < gamma[1] < 1
+    if not ranges or min(n_trials, n) < 1:
+        raise ValueError('search needs ranges sigma with 0 < low < high and gamma with 0 <= low < high < 1, '
+                         f'and n_trials and n of at least 1, got {sigma=}, {gamma=}, {n_trials=}, {n=}')
+    check_unit(prune.get('unit'), prune.get('kind', 'add'))
+    if callable(sampler) and not isinstance(sampler, load_optuna().samplers.BaseSampler): return
+    raise ValueError('sampler makes an Optuna sampler from `seed=`, such as NSGAIISampler or '
+                     'partial(TPESampler, n_startup_trials=20); a finished one would repeat its draws '
+                     f'after a resume, got {sampler}')
+
+def _sampler_of(sampler, draw):
+    "A new sampler for one trial, from the seed of the search and the trial's number"
+    return sampler(seed=int(np.random.SeedSequence(draw).generate_state(1)[0]))
+
+def _open_study(storage, name, sampler, objective, settings):
+    "The study of this name, new or old; `ValueError` if it was made with other settings"
+    directions = ['maximize']*np.size(objective(.5, .5, .5))
+    study = load_optuna().create_study(storage=storage, sampler=sampler, study_name=name,
+                                       directions=directions, load_if_exists=True)
+    if not study.trials and not study.user_attrs: study.set_user_attr('settings', settings)
+    _same(study, settings)
+    return study
 
 # %% ../nbs/40_pareto.ipynb #fafc81d5
 def search(
-    objective, # `F1`, `F2`, `fit`, or any function of (acc, det, gamma) that returns one number or several, all maximised
+    objective, # `F1`, `F2`, `fit`, or any function of (acc, det, gamma): one number or several, all maximised
     model, # Dense; untouched
     dl, # Validation batches `(x, y)`
-    n_trials:int=100, # Finished trials in all: a second call does what is missing (k workers may do up to k-1 more)
+    n_trials:int=100, # Finished trials in all: a second call does what is missing (k workers up to k-1 more)
     sampler=None, # Makes an Optuna sampler from `seed=`: a class or a partial of one; `NSGAIISampler` if None
-    storage='search.db', # File for one process at a time, database URL for many workers, or an Optuna storage (its heartbeat is its owner's business)
+    storage='search.db', # File for one process at a time, database URL for many workers, or an Optuna storage
     name:str=None, # Of the study; objective and sampler if None
     seed:int=0, # Trial k draws its noise from `(seed, k)`
-    sigma=(1e-4, 1e-2), # Range of σ, log-uniform
+    sigma=(1e-4, 1e-2), # Range of σ, log-uniform, in `unit`
     gamma=None, # Range of sparsity; the paper's if None: .01 to .99 for `F2`, .3 to .99 for others
     n:int=5, # Draws per trial, whose median counts
     progress:bool=True, # Show a bar?
-    **prune, # `exclude`, `score`, `allocation`, `kind`, see `measure`
-) -> object: # An Optuna study: each trial has params `sigma`, `gamma` and user attributes `draw` (its k), `acc`, `det`; `ValueError` if `name` exists with other settings
+    **prune, # `exclude`, `unit`, `score`, `allocation`, `kind`, see `measure`
+) -> object: # An Optuna study; trials have `params` (sigma, gamma) and `user_attrs` (draw, its k; acc; det)
     "Search noise and sparsity; resumes. Needs Optuna: `pip install 'prunelab[search]'`"
     optuna = load_optuna()
     sampler = sampler or optuna.samplers.NSGAIISampler
     gamma = gamma or (.01 if objective is F2 else .3, .99)
-    if not (0 < sigma[0] < sigma[1] and 0 <= gamma[0] < gamma[1] < 1 and min(n_trials, n) >= 1): raise ValueError(f'search needs ranges sigma with 0 < low < high and gamma with 0 <= low < high < 1, and n_trials and n of at least 1, got {sigma=}, {gamma=}, {n_trials=}, {n=}')
-    if isinstance(sampler, optuna.samplers.BaseSampler) or not callable(sampler): raise ValueError(f'sampler makes an Optuna sampler from `seed=`, such as NSGAIISampler or partial(TPESampler, n_startup_trials=20); a finished one would repeat its draws after a resume, got {sampler}')
-    settings = {'objective': _name(objective), 'sigma': list(sigma), 'gamma': list(gamma), 'n': n, 'seed': seed, 'sampler': _name(sampler), 'labels': _digest(y for *_, y in dl), **_network(model, **prune)}
+    _refuse_bad_search(sigma, gamma, n_trials, n, sampler, prune)
+    settings = {'objective': _name(objective), 'sigma': list(sigma), 'gamma': list(gamma), 'n': n,
+                'seed': seed, 'sampler': _name(sampler), 'labels': _digest(y for *_, y in dl),
+                **_network(model, **prune)}
     def trial(t):
         draw = (seed, _number(study, t))
-        study.sampler = sampler(seed=int(np.random.SeedSequence(draw).generate_state(1)[0]))     # nothing is proposed before `suggest`
+        study.sampler = _sampler_of(sampler, draw)          # nothing is proposed before `suggest`
         at = {'sigma': t.suggest_float('sigma', *sigma, log=True), 'gamma': t.suggest_float('gamma', *gamma)}
         acc, det = measure(model, dl, **at, seed=draw, n=n, **prune)
         for k, v in {'draw': draw[1], 'acc': acc, 'det': det}.items(): t.set_user_attr(k, v)
         return objective(acc, det, at['gamma'])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _opened(storage) as (db, alone):
-        study = optuna.create_study(storage=db, sampler=sampler(seed=seed), study_name=name or f'{_name(objective)} {_name(sampler)}', directions=['maximize']*np.size(objective(.5, .5, .5)), load_if_exists=True)
-        if not study.trials and not study.user_attrs: study.set_user_attr('settings', settings)
-        _same(study, settings)
+        name = name or f'{_name(objective)} {_name(sampler)}'
+        study = _open_study(db, name, sampler(seed=seed), objective, settings)
         if alone: _recover(study)
-        todo = n_trials - len(_finished(study))
-        if todo > 0: study.optimize(trial, todo, callbacks=[optuna.study.MaxTrialsCallback(n_trials, states=(optuna.trial.TrialState.COMPLETE,))], show_progress_bar=progress)
+        missing = n_trials - len(_finished(study))
+        enough = optuna.study.MaxTrialsCallback(n_trials, states=(optuna.trial.TrialState.COMPLETE,))
+        if missing > 0: study.optimize(trial, missing, callbacks=[enough], show_progress_bar=progress)
     return study
 
 # %% ../nbs/40_pareto.ipynb #b84e4078
+def _tested(study, trial, model, dl, n, prune):
+    "A row of the front: a trial with draws that it has not seen, on other images"
+    was = study.user_attrs['settings']
+    seed = (was['seed'], trial.user_attrs['draw'])
+    test, det = measure(model, dl, **trial.params, seed=seed, n=n, first=was['n'], **prune)
+    return {**trial.params, 'valid': trial.user_attrs['acc'], 'test': test,
+            'valid_det': trial.user_attrs['det'], 'test_det': det}
+
+def _values(objective, found, which):
+    "What the points of a front are worth, by validation ('valid') or test images ('test')"
+    columns = found[which], found[f'{which}_det'], found['gamma']
+    return np.array([np.atleast_1d(objective(*row)) for row in zip(*columns)])
+
 def front(
     objective, # That of the search
     study, # From `search`
@@ -167,15 +242,16 @@ def front(
     dl, # Test batches
     n:int=11, # New draws per point, whose median counts
     **prune, # As in the search
-) -> pd.DataFrame: # One row per point, by trial number: `sigma`, `gamma`, accuracies `valid` and `test`, without noise `valid_det` and `test_det`, `stays`: also not dominated when tested
-    "The trials that none dominates, tested"
+) -> pd.DataFrame: # By trial number: sigma, gamma, accuracies valid, test, valid_det, test_det, and stays
+    "The trials that none dominates, tested; `stays`: still not dominated; `_det`: without noise"
     _same(study, {'objective': _name(objective), **_network(model, **prune)})
-    trials, was, rows = _finished(study), study.user_attrs['settings'], {}
-    if not trials: raise ValueError(f'the study {study.study_name!r} has no finished trial yet: call search first')
-    for t in compress(trials, non_dominated([t.values for t in trials])):
-        test, det = measure(model, dl, **t.params, seed=(was['seed'], t.user_attrs['draw']), n=n, first=was['n'], **prune)
-        rows[t.number] = {**t.params, 'valid': t.user_attrs['acc'], 'test': test, 'valid_det': t.user_attrs['det'], 'test_det': det}
-    return pd.DataFrame.from_dict(rows, 'index').assign(stays=non_dominated([np.atleast_1d(objective(r['test'], r['test_det'], r['gamma'])) for r in rows.values()])).sort_values('gamma')
+    trials = _finished(study)
+    if not trials:
+        raise ValueError(f'the study {study.study_name!r} has no finished trial yet: call search first')
+    chosen = compress(trials, non_dominated([t.values for t in trials]))
+    rows = {t.number: _tested(study, t, model, dl, n, prune) for t in chosen}
+    found = pd.DataFrame.from_dict(rows, 'index')
+    return found.assign(stays=non_dominated(_values(objective, found, 'test'))).sort_values('gamma')
 
 # %% ../nbs/40_pareto.ipynb #07e05f7b
 def plot_front(
@@ -185,13 +261,16 @@ def plot_front(
     ax=None, # Where; a new figure if None
 ): # Axes
     "All trials, their front, and what the points of the front are worth on test data"
-    if len(study.directions) != 2: raise ValueError(f'a front is drawn for two objectives, this study has {len(study.directions)}')
-    pairs = [[objective(r.valid, r.valid_det, r.gamma), objective(r.test, r.test_det, r.gamma)] for r in found.itertuples()]
-    y, x = np.array(sorted(pairs, key=lambda p: p[0][1])).T      # each (validation or test, point)
-    ax, v = ax or plt.subplots()[1], np.array([t.values for t in _finished(study)])
-    ax.plot(v[:, 1], v[:, 0], 'o', color=PLAIN, ms=4, alpha=.5, label='dominated')
-    ax.step(x[0], y[0], 'o-', color=OURS, ms=4, lw=1.2, where='pre', label='front, validation')
-    ax.plot(x, y, color=DENSE, lw=.6)
-    ax.plot(x[1], y[1], 'o', mec=DENSE, mfc='white', ms=4, label='the same, tested')
-    ax.set(title=f'{len(found)} of {len(v)} trials on the front', ylabel='accuracy')
+    if len(study.directions) != 2:
+        raise ValueError(f'a front is drawn for two objectives, this study has {len(study.directions)}')
+    valid, test = (_values(objective, found, which) for which in ('valid', 'test'))
+    order = valid[:, 1].argsort(kind='stable')               # from left to right
+    (y, x), (y_test, x_test) = valid[order].T, test[order].T
+    everything = np.array([t.values for t in _finished(study)])
+    ax = ax or plt.subplots()[1]
+    ax.plot(everything[:, 1], everything[:, 0], 'o', color=PLAIN, ms=4, alpha=.5, label='dominated')
+    ax.step(x, y, 'o-', color=OURS, ms=4, lw=1.2, where='pre', label='front, validation')
+    ax.plot([x, x_test], [y, y_test], color=DENSE, lw=.6)     # one line from each point to its test
+    ax.plot(x_test, y_test, 'o', mec=DENSE, mfc='white', ms=4, label='the same, tested')
+    ax.set(title=f'{len(found)} of {len(everything)} trials on the front', ylabel='accuracy')
     return ax

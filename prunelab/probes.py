@@ -10,47 +10,58 @@ __all__ = ['feature_variance', 'variance_ratio', 'fve', 'mean_abs_log', 'gradien
 # %% ../nbs/10_probes.ipynb #3eb867ea
 from itertools import islice
 from math import inf, log, nan
+
 import torch
 from fastai.callback.hook import Hooks
 from torch import nn
-from .gradient_scores import evaluating, gradient
+
 from .core import weights
+from .gradient_scores import evaluating, gradient
 
 # %% ../nbs/10_probes.ipynb #c6cc020b
 def _variance(module, inputs, output):
     "Sum over channels of the variance over everything else, in float64"
     channel = 1 if isinstance(module, nn.Conv2d) else -1
     z = output.double().movedim(channel, 0).flatten(1)
-    if z.shape[1] < 2: raise ValueError(f'one value per channel has no variance: {module} got a batch of one item; drop the short last batch')
-    return z.var(1).sum()
+    if z.shape[1] > 1: return z.var(1).sum()
+    raise ValueError(f'one value per channel has no variance: {module} got a batch of one item; '
+                     'drop the short last batch')
 
 def _batches(model, dl):
-    "Plain tensors on the model's device"
-    device = next(model.parameters()).device
+    "Plain tensors on the model's device; `ValueError` if there is no batch"
+    device, batch = next(model.parameters()).device, None
     for batch in dl: yield [t.as_subclass(torch.Tensor).to(device) for t in batch]
+    if batch is None: raise ValueError('dl gave no batch')
 
+# %% ../nbs/10_probes.ipynb #10var002
 @torch.no_grad()
 def feature_variance(
     model, # Stays as it is; eval mode inside
     dl, # Batches `(x, y)`; each counts the same, whatever its size
-    layers:tuple=(nn.Conv2d, nn.Linear), # Types of the layers to look at; of `nn.Linear` the last dimension is the channel
+    layers:tuple=(nn.Conv2d, nn.Linear), # Types of layers; the channel of `nn.Linear` is the last dimension
 ) -> dict: # {layer name: V_l}, layers that ran; of a layer that runs twice the last output counts
-    "How much the output of each layer varies: channel variances (n−1), summed over channels, mean over batches"
-    found, total, n = {k: m for k, m in model.named_modules() if isinstance(m, layers)}, {}, 0
+    "How much each layer's output varies: channel variances (n−1), summed over channels, mean over batches"
+    found = {name: m for name, m in model.named_modules() if isinstance(m, layers)}
     if not found: raise ValueError(f'the model has no layer of the types {layers}')
+    total, n = {}, 0
     with evaluating(model), Hooks(list(found.values()), _variance) as hooks:
         for *xs, _ in _batches(model, dl):
             model(*xs)
             n += 1
-            for k, h in zip(found, hooks):
-                if h.stored is not None: total[k] = total.get(k, 0) + h.stored
-    if not n: raise ValueError('dl gave no batch')
-    return {k: t.item()/n for k, t in total.items()}
+            for name, hook in zip(found, hooks):
+                if hook.stored is not None: total[name] = total.get(name, 0) + hook.stored
+    return {name: t.item()/n for name, t in total.items()}
 
 # %% ../nbs/10_probes.ipynb #f27c2197
 def _mean(vs):
+    "The mean of several {layer: V_l}; one alone is its own mean"
     vs = [vs] if isinstance(vs, dict) else list(vs)
     return {k: sum(v[k] for v in vs)/len(vs) for k in vs[0]}
+
+def _ratio(p, d):
+    "p/d, and inf or nan where d is 0"
+    if d: return p/d
+    return inf if p else nan
 
 def variance_ratio(
     pruned, # {layer: V_l}, or a list of such dicts, which are averaged first
@@ -58,9 +69,11 @@ def variance_ratio(
 ) -> dict: # {layer: r_l}; 1 is unchanged; inf or nan where the dense layer's output is constant
     "Variance of each layer relative to the dense network"
     p, d = _mean(pruned), _mean(dense)
-    if p.keys() != d.keys(): raise ValueError(f'pruned and dense have different layers: {sorted(p.keys() ^ d.keys())} are in one only')
-    return {k: p[k]/d[k] if d[k] else inf if p[k] else nan for k in p}
+    one = sorted(p.keys() ^ d.keys())
+    if one: raise ValueError(f'pruned and dense have different layers: {one} are in one only')
+    return {k: _ratio(p[k], d[k]) for k in p}
 
+# %% ../nbs/10_probes.ipynb #10rat003
 def fve(
     ratios:dict, # {layer: r_l}
 ) -> float: # 1 is unchanged, below it the mean layer shrinks, above it grows
@@ -85,13 +98,25 @@ def gradient_flow(
     ws, seen = weights(model, exclude), 0
     total = {k: torch.zeros_like(w, dtype=torch.double) for k, w in ws.items()}
     for *xs, y in _batches(model, dl):
-        for k, g in gradient(ws, model, (tuple(xs), (y,)), loss_func).items(): total[k] += len(y)*g
+        found = gradient(ws, model, (tuple(xs), (y,)), loss_func)
+        for k, g in found.items(): total[k] += len(y)*g      # back from the batch's mean to a sum
         seen += len(y)
         if seen >= n: break
-    if not seen: raise ValueError('dl gave no batch')
     return sum((t/seen).square().sum() for t in total.values()).sqrt().item()
 
 # %% ../nbs/10_probes.ipynb #943c5438
+def _forget(norms):
+    "Reset what BatchNorm layers believe, and let them take the plain average of what comes"
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None
+        m.train()
+
+def _norms_of(model):
+    "{BatchNorm layer with running statistics: its momentum}"
+    kinds = nn.modules.batchnorm._BatchNorm
+    return {m: m.momentum for m in model.modules() if isinstance(m, kinds) and m.track_running_stats}
+
 @torch.no_grad()
 def recalibrate_bn(
     model, # Changed in place: running statistics only
@@ -99,16 +124,14 @@ def recalibrate_bn(
     n_batches:int=None, # How many batches; all of dl if None
 ): # The model, every module in the mode in which it was
     "Estimate the running statistics of every BatchNorm anew: the plain average over batches"
-    if n_batches is not None and n_batches < 1: raise ValueError(f'n_batches is at least 1, or None for all, got {n_batches}')
-    norms, n = {m: m.momentum for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats}, 0
+    if n_batches is not None and n_batches < 1:
+        raise ValueError(f'n_batches is at least 1, or None for all, got {n_batches}')
+    norms, some_batches = _norms_of(model), islice(_batches(model, dl), n_batches)
     try:
         with evaluating(model):
-            for *xs, _ in islice(_batches(model, dl), n_batches):
-                if not n:
-                    for m in norms: m.reset_running_stats(); m.momentum = None; m.train()
+            for i, (*xs, _) in enumerate(some_batches):
+                if i == 0: _forget(norms)        # not before there is a batch to learn from
                 model(*xs)
-                n += 1
     finally:
         for m, momentum in norms.items(): m.momentum = momentum
-    if not n: raise ValueError('dl gave no batch')
     return model

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import eval_mode, weights
+from .masks import empty_layers, warn_of_empty
 
 # %% ../nbs/07_report.ipynb #f8a20c14
 _ATTENTION = (
@@ -60,7 +61,7 @@ class _ByWeight(TorchDispatchMode):
         self.counter = FlopCounterMode(display=False, custom_mapping=_OWN_FORMULAS)
         self.macs = dict.fromkeys([*ws, REST], 0)
         self.uncounted = set()                  # operations that may multiply and have no formula
-        self.names = {w.untyped_storage().data_ptr(): n for n, w in ws.items()}    # views share the storage
+        self.places = [(*_place(w), n) for n, w in ws.items()]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         before = self.counter.get_total_flops()
@@ -74,8 +75,13 @@ class _ByWeight(TorchDispatchMode):
 
     def owner(self, tensors):
         "The name of the weight among `tensors`"
-        pointers = [t.untyped_storage().data_ptr() for t in tensors if t.layout == torch.strided]
-        return next((self.names[p] for p in pointers if p in self.names), REST)
+        starts = [t.data_ptr() for t in tensors if t.layout == torch.strided]
+        inside = (n for at in starts for start, end, n in self.places if start <= at < end)
+        return next(inside, REST)
+
+def _place(w):
+    "First address of a weight, and the one behind its last"
+    return w.data_ptr(), w.data_ptr() + w.nbytes
 
 # %% ../nbs/07_report.ipynb #358537ab
 @torch.enable_grad()            # otherwise torch fuses a whole encoder layer into one operation
@@ -100,6 +106,7 @@ def macs(
     density = {n: int(w.count_nonzero())/max(w.numel(), 1) for n, w in ws.items()}
     return Report({'MACs': dense, 'sparse MACs': {n: round(m*density.get(n, 1)) for n, m in dense.items()}})
 
+# %% ../nbs/07_report.ipynb #b1d9f1eb
 def _warn_of_gaps(unseen, uncounted):
     if unseen:
         warnings.warn(f'no multiplication by {unseen} was counted: unused, or in an operation without a '
@@ -129,6 +136,7 @@ def table(
 ) -> Report: # One row per prunable weight, then their total, everything else and the whole network
     "What is left of each layer and of the whole: weights, compression and, with `x`, MACs and speed-up"
     ws = weights(model, exclude)
+    warn_of_empty(empty_layers(ws))
     t, prunable = _counts(ws), _counts(weights(model)).sum()
     n = sum(p.numel() for p in model.parameters())
     removed = prunable['weights'] - prunable['kept']        # a bias that is 0 was not removed

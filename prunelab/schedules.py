@@ -98,4 +98,6 @@ def gradual(
     power:float=3., # 3 is the cubic of Zhu and Gupta (2017), 1 a straight line
 ) -> Schedule:
     "Quickly at first, ever more slowly towards the target"
+    if not 0 < power < float('inf'):
+        raise ValueError(f'power is a number above 0, such as 3 for the cubic; got {power}')
     return Schedule(_spread(start, end, n), [1 - (1 - (i + 1)/n)**power for i in range(n)])

@@ -59,9 +59,14 @@ def score_with(
     score, # A score function: `score(ws, ...)`
     ws:dict, # {name: weight}
     **offers, # Functions that make what a score may ask for: `model`, `batch`, `loss_func`, `gen`
-) -> dict: # {name: score}; `ValueError` if names are missing
+) -> dict: # {name: score}; `ValueError` if names are missing or shapes differ
     "Call `score` with those of `offers` that its signature names"
     wanted = inspect.signature(score).parameters
     scores = score(ws, **{name: make() for name, make in offers.items() if name in wanted})
-    if scores.keys() == ws.keys(): return scores
-    raise ValueError(f'the score must give one tensor for each of {list(ws)}, got {list(scores)}')
+    if scores.keys() != ws.keys():
+        raise ValueError(f'the score must give one tensor for each of {list(ws)}, got {list(scores)}')
+    for n, s in scores.items():                     # another shape would be broadcast in silence
+        if s.shape == ws[n].shape: continue
+        got, wanted = tuple(s.shape), tuple(ws[n].shape)
+        raise ValueError(f'{n!r}: a score of shape {got} for a weight of shape {wanted}')
+    return scores

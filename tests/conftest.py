@@ -1,7 +1,8 @@
 "A small `Learner` for the tests: a fixed random task, no data on disk, on every device there is."
 import os
 os.environ.setdefault('MPLBACKEND', 'agg')
-import pytest, torch
+import pytest
+import torch
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -25,18 +26,28 @@ class Pairs:
 
 def mlp():
     "Three prunable weights, 12·20 + 20·10 + 10·4 = 480 in all, and a BatchNorm"
-    return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.BatchNorm1d(20), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 4))
+    return nn.Sequential(
+        nn.Linear(12, 20), nn.ReLU(), nn.BatchNorm1d(20), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 4))
 
 def make_learner(path='.', device='cpu', model=None, bs=16, **kwargs):
+    "A silent `Learner`; its weights and the order of its batches are always the same"
     with seeded(1): model = model or mlp()
-    with seeded(2): dls = DataLoaders(DataLoader(Pairs(), bs=bs, shuffle=True), DataLoader(Pairs(48, 1), bs=48), device=torch.device(device))
-    learn = Learner(dls, model.to(device), CrossEntropyLossFlat(), path=path, **{'metrics': accuracy, **kwargs})
+    with seeded(2):
+        train, valid = DataLoader(Pairs(), bs=bs, shuffle=True), DataLoader(Pairs(48, 1), bs=48)
+        dls = DataLoaders(train, valid, device=torch.device(device))
+    options = {'metrics': accuracy, **kwargs}
+    learn = Learner(dls, model.to(device), CrossEntropyLossFlat(), path=path, **options)
     learn.remove_cbs(ProgressCallback)
     learn.logger = quiet
     return learn
 
-@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device here'))])
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device here')
+
+@pytest.fixture(params=['cpu', pytest.param('cuda', marks=needs_cuda)])
 def device(request): return request.param
 
 @pytest.fixture
-def new_learner(tmp_path, device): return lambda **kwargs: make_learner(tmp_path, device, **kwargs)
+def new_learner(tmp_path, device):
+    "A function that makes such a `Learner`"
+    def make(**kwargs): return make_learner(tmp_path, device, **kwargs)
+    return make

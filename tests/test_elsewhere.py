@@ -2,7 +2,8 @@
 import json, os, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest, torch
-from tests.elsewhere.__main__ import environment, run, threads
+from tests.elsewhere import table
+from tests.elsewhere.__main__ import environment, run, run_all, threads
 from tests.elsewhere.machine.another_machine import change_weight_, rounding
 from tests.elsewhere.training import training_pages
 
@@ -106,12 +107,55 @@ def test_pages_that_fail_are_named_and_the_table_is_written(tmp_path):
     sound = page(tmp_path/'sound.ipynb', START, f'test_eq(weight, {drawn})')
     assert run(fragile, None, 0, 600)[0] is None                    # on this machine
     res = elsewhere(f'{fragile} {sound}', '--machines', 2, '--table-file', tmp_path/'table.md')
-    table = (tmp_path/'table.md').read_text()
+    written = (tmp_path/'table.md').read_text()
     assert res.returncode == 1, res.stderr
     assert f'machine 1: {fragile}: test_eq(weight, torch.empty(3, 4)' in res.stdout
-    assert '2 of 4 runs hold' in res.stdout and 'AssertionError' in table
-    for text in (res.stdout, table):
-        assert f'| {fragile} | **fails** | **fails** |' in text and f'| {sound} | holds | holds |' in text
+    assert '2 of 4 runs hold' in res.stdout and 'AssertionError' in written
+    version = torch.__version__.partition('+')[0]
+    for text in (res.stdout, written):
+        assert f'| {fragile} | {version} | **fails** | **fails** |' in text
+        assert f'| {sound} | {version} | holds | holds |' in text
+
+def rows_of(tmp_path):
+    "Two pages that are there and one that isn't, with gaps and a failure"
+    for name in 'ab': page(tmp_path/f'{name}.ipynb', '1')
+    a, b, gone = (str(tmp_path/f'{name}.ipynb') for name in ('a', 'b', 'gone'))
+    said = 'assert x → AssertionError: a | b'
+    return {a: ('2.14.1', {1: None, 2: said, 3: None}), b: ('2.15.0', {1: None}), gone: ('2.10.0', {1: None})}
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    rows = rows_of(tmp_path)
+    assert table.parse(table.text(rows)) == rows
+    assert '4 of 5 runs hold' in table.text(rows)
+    table.write(tmp_path/'table.md', rows)
+    *there, gone = rows
+    assert table.read(tmp_path/'table.md') == {name: rows[name] for name in there}      # without the last
+    assert table.read(tmp_path/'none.md') == {}
+
+def test_rows_of_other_pages_stay(tmp_path):
+    "… and a page that ran on fewer machines than before says nothing about the others"
+    rows, file = rows_of(tmp_path), tmp_path/'table.md'
+    table.write(file, rows)
+    a, b, gone = rows
+    res = elsewhere(a, '--machines', 1, '--table-file', file)
+    assert res.returncode == 0, res.stdout
+    version = torch.__version__.partition('+')[0]
+    assert table.read(file) == {a: (version, {1: None}), b: rows[b]}
+
+def test_a_killed_run_keeps_what_it_had(tmp_path, capsys):
+    "Results are said and kept one by one"
+    first, second = (page(tmp_path/f'{name}.ipynb', '1') for name in ('first', 'second'))
+    kept = []
+    def keep(found):
+        kept.append({name: dict(row) for name, (_, row) in found.items()})
+        if len(kept) == 2: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): run_all([first, second], [1, 2], 600, keep)
+    assert [sum(map(len, found.values())) for found in kept] == [1, 2]
+    assert capsys.readouterr().out.count('machine 1: ') == 2
+
+def test_in_the_committed_table_every_run_holds():
+    rows = table.read(ROOT/'tests/elsewhere/table.md')
+    assert rows and not any(failure for _, found in rows.values() for failure in found.values())
 
 def test_a_page_that_is_not_there_is_an_error():
     res = elsewhere('nbs/no_such_page.ipynb')

@@ -108,32 +108,32 @@ def test_peaks_keep_half_of_what_is_above():
         assert int((q > 0).sum()) == round(above*40_000) and abs(q.mean() - above/2) < .003
         assert (w.abs()[q > 0].min() > w.abs()[q == 0].max())
     f = fit_layers({'w': w}, above=.05)['w']
-    assert isinstance(f.law, GPD) and f.n == 2000
+    assert isinstance(f.distribution, GPD) and f.n == 2000
     x = w.abs().flatten()
-    direct = fit_gpd(x, f.law.threshold)
-    assert abs(f.law.rate - direct.rate) < 1e-4 and abs(f.law.return_level(1000) - direct.return_level(1000)) < 1e-3
-    assert abs(f.D - ks(x[x > f.law.threshold], f.law)[0]) < 1e-9
+    direct = fit_gpd(x, f.distribution.threshold)
+    assert abs(f.distribution.rate - direct.rate) < 1e-4 and abs(f.distribution.return_level(1000) - direct.return_level(1000)) < 1e-3
+    assert abs(f.D - ks(x[x > f.distribution.threshold], f.distribution)[0]) < 1e-9
 
 def test_as_many_peaks_as_least_and_no_fewer():
     ws = {'a': randn(30, 10), 'b': randn(60, 100)}
     assert [fit_layers(ws, above=.1, least=k)['a'].how for k in (30, 31)] == ['own', 'dense'] and fit_layers(ws, above=.1, least=31)['a'].n == 30
     f = fit_layers(ws, above=.1, least=31, small='pooled')['a']
     y = ws['a'].abs().flatten()/f.unit
-    y = y[y > f.law.threshold]
-    assert f.how == 'pooled' and f.n == len(y) and abs(f.D - ks(y, f.law)[0]) < 1e-9
+    y = y[y > f.distribution.threshold]
+    assert f.how == 'pooled' and f.n == len(y) and abs(f.D - ks(y, f.distribution)[0]) < 1e-9
 
 def test_fitted_is_what_tails_says():
     w = randn(100, 90)
     f, x = fit_layers({'w': w})['w'], w.view(-1, 9).abs().amax(-1)
     law = fit_gev(x)
-    assert f.how == 'own' and f.n == 1000 and f.unit == 1 and abs(f.law.xi - law.xi) < 1e-9 and abs(f.D - ks(x, law)[0].item()) < 1e-9
-    assert torch.equal(f.q(w), law.cdf(w.abs())) and fit_layers({'w': w}, fit=fit_gumbel)['w'].law.xi == 0
+    assert f.how == 'own' and f.n == 1000 and f.unit == 1 and abs(f.distribution.xi - law.xi) < 1e-9 and abs(f.D - ks(x, law)[0].item()) < 1e-9
+    assert torch.equal(f.q(w), law.cdf(w.abs())) and fit_layers({'w': w}, fit=fit_gumbel)['w'].distribution.xi == 0
 
 def test_blocks_of_zeros_have_no_say():
     w = randn(100, 90)
     z = torch.cat([w, torch.zeros(50, 90)])
     a, b = fit_layers({'w': w})['w'], fit_layers({'w': z})['w']
-    assert a.n == b.n and abs(a.law.mu - b.law.mu) < 1e-12 and (retention({'w': z})['w'][100:] < .01).all()
+    assert a.n == b.n and abs(a.distribution.mu - b.distribution.mu) < 1e-12 and (retention({'w': z})['w'][100:] < .01).all()
 
 @pytest.mark.parametrize('small', ['dense', 'pooled'])
 def test_a_small_layer_is_dense_or_borrows(small, device):
@@ -227,7 +227,7 @@ def test_one_shot_finds_its_sparsity_and_holds_it(new):
     learn, cb = new(), new_cb()
     learn.fit(1, .05, cbs=cb)
     t, first = cb.table(), masked(cb)
-    assert list(t['law']) == ['own', 'own', 'dense'] and list(t['n']) == [120, 300, 20] and t['kept'].sum() == N - masked(cb) and len(cb.history) == 1
+    assert list(t['fit']) == ['own', 'own', 'dense'] and list(t['n']) == [120, 300, 20] and t['kept'].sum() == N - masked(cb) and len(cb.history) == 1
     assert zeros(learn) == masked(cb) and abs(t['sparsity'].iloc[1] - 6/7) < .05 and t['sparsity'].iloc[2] == 0 and t['KS'].iloc[:2].between(.001, .2).all()
     learn.fit(1, .05, cbs=cb); learn.fit(1, .05)
     assert zeros(learn) == masked(cb) == first and cb.table().equals(t)
@@ -249,8 +249,8 @@ def test_the_table_of_a_borrowed_law(new):
     cb = new_cb(small='pooled')
     t = learn.prune(cb).table()
     x, f = t.iloc[2], [*cb.fits.values()][2]
-    assert x['mu'] == f.law.mu.item()*f.unit and x['scale'] == f.law.scale.item()*f.unit and f.unit > 2      # in units of the weights
-    assert x['law'] == 'pooled' and x['n'] == 20 and x['mu'] > 0 and 0 < x['KS'] < 1 and 0 < x['sparsity'] < 1
+    assert x['mu'] == f.distribution.mu.item()*f.unit and x['scale'] == f.distribution.scale.item()*f.unit and f.unit > 2      # in units of the weights
+    assert x['fit'] == 'pooled' and x['n'] == 20 and x['mu'] > 0 and 0 < x['KS'] < 1 and 0 < x['sparsity'] < 1
     with pytest.raises(ValueError, match='nothing was pruned'): new_cb().table()
 
 def test_without_coins_it_is_the_law_of_the_dense_weights(new):

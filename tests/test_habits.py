@@ -214,12 +214,12 @@ def test_frozen_is_what_does_not_train(new_learner):
     learn.fit(1, .1, cbs=PruneCB(.5))
     assert zeros(learn) == 0
 
-def test_freeze_fit_unfreeze_lr_find_fit_does_not_warn(new_learner):
+def test_freeze_fit_unfreeze_lr_find_fit_warns_once(new_learner):
     learn, cb = new_learner(splitter=split), PruneCB(.5)
+    learn.freeze()
+    with pytest.warns(UserWarning, match='frozen'): learn.fit(1, .1, cbs=cb)
     with warnings.catch_warnings():
-        warnings.filterwarnings('error', message='.*never pruned.*')
-        learn.freeze()
-        learn.fit(1, .1, cbs=cb)
+        warnings.simplefilter('error', UserWarning)
         learn.unfreeze()
         learn.lr_find(num_it=10, show_plot=False)
         learn.fit(1, .1, cbs=cb)

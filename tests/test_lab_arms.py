@@ -9,7 +9,7 @@ from prunelab.drop import DropPruning, fading
 from prunelab.extreme import ExtremeValuePruning
 from prunelab.lab import arms
 from prunelab.lab.answers import unpack
-from prunelab.lab.measures import threshold
+from prunelab.stochastic import threshold
 from prunelab.lab.training import Recipe, TimeUp, dense, fit, learner
 from prunelab.masks import sparsity
 from prunelab.schedules import gradual, one_shot
@@ -21,7 +21,7 @@ GRADUAL = {'start': 0., 'end': .6, 'steps': 5, 'power': 3.}
 DROP = {'method': 'drop', 'away': .9, 'back': .1, 'back to': .02, 'value': 'dense', 'pool': 'follow',
         'exact': True, 'score': 'magnitude', 'allocation': 'uniform', 'schedule': GRADUAL}
 REGROW = {'method': 'regrow', 'grow': .1, 'grow to': 0., 'schedule': GRADUAL}
-NOISE = {'method': 'noise', 'sigma': .1, 'unit': 'threshold', 'kind': 'mul', 'members': 3, 'choose': 'median',
+NOISE = {'method': 'noise', 'sigma': .1, 'unit': 'threshold', 'kind': 'add', 'members': 3, 'choose': 'median',
          'score': 'magnitude', 'allocation': 'ERK'}
 RULE = {'method': 'extreme', 'b': 9, 'kernel': False, 'low': .2, 'high': .8, 'law': 'Gumbel',
         'small': 'pooled', 'least': 60}
@@ -74,12 +74,13 @@ def test_a_score_and_an_allocation(ws):
 
 def test_drop_pruning_away_and_back(ws):
     cb = arms.make_pruner(DROP, .9, ws, 3, ['fc2'])
-    assert type(cb) is DropPruning and cb.odds(0) == (.9, .1) and cb.odds(.5) == (.9, pytest.approx(.06))
+    assert type(cb) is DropPruning
+    assert cb.probabilities(0) == (.9, .1) and cb.probabilities(.5) == (.9, pytest.approx(.06))
     assert (cb.target, cb.value, cb.exact, cb.score, cb.allocation) == (.9, 'dense', True, magnitude, uniform)
     assert (cb.seed, cb.exclude, cb.schedule) == (3, ('fc2',), gradual(0, .6, 5, 3))
 
 def test_drop_pruning_without_return(ws):
-    assert arms.make_pruner({**DROP, 'back': 0., 'back to': 0.}, .9, ws, 3).odds(.4) == (.9, 0)
+    assert arms.make_pruner({**DROP, 'back': 0., 'back to': 0.}, .9, ws, 3).probabilities(.4) == (.9, 0)
 
 def test_regrowth(ws):
     cb = arms.make_pruner(REGROW, .9, ws, 3, ['fc2'])
@@ -88,9 +89,9 @@ def test_regrowth(ws):
 
 def test_noise_in_units_of_the_threshold(ws):
     cb = arms.make_pruner(NOISE, .8, ws, 3, ['fc2'])
-    assert type(cb) is StochasticPruning and cb.sigma == pytest.approx(.1*threshold(ws, .8))
-    assert (cb.target, cb.n, cb.select, cb.kind, cb.allocation, cb.seed) == (.8, 3, median, 'mul', erk, 3)
-    assert arms.make_pruner({**NOISE, 'unit': None}, .8, ws, 3).sigma == .1
+    assert type(cb) is StochasticPruning and (cb.sigma, cb.unit) == (.1, 'threshold')
+    assert (cb.target, cb.n, cb.select, cb.kind, cb.allocation, cb.seed) == (.8, 3, median, 'add', erk, 3)
+    assert arms.make_pruner({**NOISE, 'unit': None, 'kind': 'mul'}, .8, ws, 3).unit is None
     with pytest.raises(ValueError, match="'threshold'"):
         arms.make_pruner({**NOISE, 'unit': 'tau'}, .8, ws, 3)
 
@@ -193,7 +194,7 @@ def hands(ws):
     return {'dense': (None, lambda: None),
             'LAMP': (once('LAMP'), lambda: PruneCB(.8, score=lamp_score, seed=1)),
             'random': (once('random'), lambda: PruneCB(.8, score=random_score, seed=1)),
-            'noise': ({**NOISE, 'kind': 'add'},
+            'noise': (NOISE,
                       lambda: StochasticPruning(.8, sigma, n=3, select=median, allocation=erk, seed=1)),
             'extreme': (GEV, lambda: ExtremeValuePruning(9, .1, .9, kernel=False, least=60, seed=1)),
             'drop': ({**DROP, 'value': 'dropped', 'back to': 0., 'exact': False, 'allocation': 'global'},

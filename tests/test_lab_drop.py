@@ -16,9 +16,9 @@ def test_the_four_ablations_differ_in_two_probabilities():
 
 def test_the_callback_does_what_the_arms_say():
     ws = {'w': torch.ones(4, 5)}
-    odds = {k: make_pruner(v, .5, ws, 0).odds(0) for k, v in ARMS.items() if v and v['method'] == 'drop'}
-    assert odds == FOUR
-    assert make_pruner(dropping(.9, .1), .5, ws, 0).odds(.5) == (.9, .05)
+    pruners = {k: make_pruner(v, .5, ws, 0) for k, v in ARMS.items() if v and v['method'] == 'drop'}
+    assert {k: cb.probabilities(0) for k, cb in pruners.items()} == FOUR
+    assert make_pruner(dropping(.9, .1), .5, ws, 0).probabilities(.5) == (.9, .05)
 
 def test_all_arms_that_prune_follow_one_schedule():
     assert len({str(v['schedule']) for v in ARMS.values() if v}) == 1

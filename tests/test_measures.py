@@ -21,7 +21,7 @@ from prunelab.lab.measures import ALLOCATIONS, ARMS, PRUNERS, SCORES
 from prunelab.lab.training import Dense, Recipe, learner
 from prunelab.masks import apply_, sparsity
 from prunelab.scores import magnitude
-from prunelab.stochastic import StochasticPruning, stochastic_prune
+from prunelab.stochastic import StochasticPruning, stochastic_prune, threshold
 
 GMP, BOTH = PRUNERS['GMP'], {'valid': None, 'test': None}
 
@@ -142,13 +142,10 @@ def test_synflow_prunes_on_the_way(small):
 def test_the_first_convolution_and_the_classifier_are_left_alone(small):
     assert list(measures.prunable(small)) == ['layer.weight']
 
-def test_sigma_in_units_of_the_threshold():
-    six = {'w': torch.tensor([.1, -.2, .3]), 'v': torch.tensor([-.4, .5, .6])}
-    assert measures.threshold(six, .5) == pytest.approx(.4)
-    assert measures.threshold(six, 0) == pytest.approx(.1)
-    assert measures.absolute_sigma(six, .5, .25, 'threshold') == pytest.approx(.1)
-    assert measures.absolute_sigma(six, .5, .25, None) == .25
-    with pytest.raises(ValueError, match='threshold'): measures.absolute_sigma(six, .5, .25, 'tau')
+def test_sigma_in_units_of_the_threshold(small):
+    sigma = measures.one_shot(small, 0, .5, .25, 'threshold', PRUNERS['GMP'], 1, 1, False, None,
+                              {'valid': None, 'test': None})['sigma used']
+    assert sigma == pytest.approx(.25*threshold(measures.prunable(small), .5))
 
 # Images
 

@@ -14,7 +14,7 @@ def draw(law, *size, seed=0): return law.quantile(uniform(*size, seed=seed))
 def close(a, b, eps=1e-9): np.testing.assert_allclose(np.asarray(torch.as_tensor(a).cpu()), np.asarray(b), rtol=eps, atol=eps)
 def peer(law):
     "SciPy's law, by its own convention of the sign"
-    xi, at, scale, *_ = (v.item() for v in vars(law).values())
+    xi, at, scale = law.xi.item(), law.location.item(), law.scale.item()
     return stats.genextreme(-xi, at, scale) if isinstance(law, GEV) else stats.genpareto(xi, at, scale)
 
 XI = [-1.5, -.3, -1e-5, 0., 1e-9, .2, .8]

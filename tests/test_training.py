@@ -1,5 +1,5 @@
 "What prunelab.lab.training promises: bfloat16 where it was asked for, and pieces that make a whole"
-import copy, os, pickle, signal, subprocess, sys, time
+import copy, os, pickle, re, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from prunelab.extreme import ExtremeValuePruning
 from prunelab.lab import training
 from prunelab.lab.answers import answers, unpack
 from prunelab.lab.models import NETWORKS, PUBLIC
-from prunelab.lab.training import Recipe, TimeUp, dense, fingerprint, fit, learner, machine
+from prunelab.lab.training import Recipe, TimeUp, dense, fingerprint, fit, learner, machine, read, write
 from prunelab.schedules import gradual, steps
 from prunelab.stochastic import StochasticPruning
 
@@ -345,10 +345,75 @@ def test_a_deadline_needs_a_state():
     with pytest.raises(ValueError, match='a deadline needs a state'):
         fit(learner(TINY, 3, 'cpu'), 3, .02, deadline=0.)
 
-def test_a_damaged_state_is_named(tmp_path):
-    (tmp_path/'state').write_bytes(b'something else')
-    with pytest.raises(ValueError, match='state is damaged.*delete it'):
-        fit(learner(TINY, 3, 'cpu'), 3, .02, state=tmp_path/'state')
+# States that this code can't use
+
+@pytest.fixture
+def broken_off(tmp_path):
+    "The file of a pruning with one of three epochs done"
+    with pytest.raises(TimeUp):
+        fit(learner(TINY, 3, 'cpu'), 3, .02, pruner=PRUNERS['drop'](), state=tmp_path/'state', deadline=0.)
+    return tmp_path/'state'
+
+def begins_anew(state, why):
+    "The file is put aside with one warning, and the training ends where an undisturbed one does"
+    content = state.read_bytes()
+    anew, whole = learner(TINY, 3, 'cpu'), learner(TINY, 3, 'cpu')
+    with pytest.warns(UserWarning) as said: fit(anew, 3, .02, pruner=PRUNERS['drop'](), state=state)
+    fit(whole, 3, .02, pruner=PRUNERS['drop']())
+    assert len(said) == 1 and re.search(f'{why}.*state.unusable', str(said[0].message), re.S)
+    assert same(anew, whole) and len(anew.recorder.lrs) == 3*len(anew.dls.train)
+    assert state.with_name('state.unusable').read_bytes() == content
+
+def rewritten(state, change):
+    "The file with something else in it"
+    saved = read(state, 'cpu')
+    change(saved)
+    write(state, saved)
+    return state
+
+@pytest.mark.parametrize('part', [0, .5, .99])
+def test_a_truncated_state_is_put_aside(broken_off, part):
+    data = broken_off.read_bytes()
+    broken_off.write_bytes(data[:int(part*len(data))])
+    begins_anew(broken_off, 'no state to go on from')
+
+def test_a_file_of_something_else_is_put_aside(tmp_path):
+    torch.save([1, 2, 3], tmp_path/'state')
+    begins_anew(tmp_path/'state', 'not of format 2')
+
+def test_a_state_without_a_format_is_put_aside(broken_off):
+    "As they were written before there was one: the holder was called otherwise, and KeyError was the end"
+    def old(saved):
+        for k in ('format', 'names'): del saved[k]
+        saved['keeper'] = saved.pop('holder')
+    begins_anew(rewritten(broken_off, old), 'not of format 2')
+
+def test_a_state_of_a_later_format_is_put_aside(broken_off):
+    begins_anew(rewritten(broken_off, lambda saved: saved.update(format=3)), 'not of format 2')
+
+RENAMED = {
+    'pruner': ('draws', "the pruner here has \\['draws'\\]"), 'holder': ('changed', "the holder here has"),
+    'model': ('conv1.weight', "the model here has \\['conv1.weight'\\]")}
+
+@pytest.mark.parametrize('part', RENAMED)
+def test_a_state_with_other_names_is_put_aside(broken_off, part):
+    "As if an attribute, or a layer, had been renamed since it was written"
+    name, why = RENAMED[part]
+    def rename(saved):
+        saved['names'][part].remove(name)
+        saved['names'][part].append(f'old_{name}')
+    begins_anew(rewritten(broken_off, rename), why)
+
+def test_a_pruner_that_was_used_already_goes_on(tmp_path):
+    "What fastai adds to a callback in a fit is no reason to begin anew"
+    cb, whole = PRUNERS['drop'](), learner(TINY, 3, 'cpu')
+    args = dict(epochs=3, lr=.02, pruner=cb, state=tmp_path/'state')
+    for _ in range(2):
+        with pytest.raises(TimeUp): fit(learner(TINY, 3, 'cpu'), **args, deadline=0.)
+    resumed = learner(TINY, 3, 'cpu')
+    fit(resumed, **args)
+    fit(whole, 3, .02, pruner=PRUNERS['drop']())
+    assert same(resumed, whole) and len(resumed.recorder.lrs) == len(resumed.dls.train)
 
 def test_every_is_a_number_of_seconds(tmp_path):
     "With an hour between two writings only the end is written"

@@ -39,6 +39,7 @@ def pack(
     bits = np.packbits(right.cpu().numpy())
     return f'{len(right)}:{base64.b64encode(zlib.compress(bits.tobytes(), 9)).decode()}'
 
+# %% ../../nbs/lab/05_answers.ipynb #e1d2fd26
 def unpack(
     text:str, # From `pack`
 ) -> torch.Tensor: # (n,) bool; `ValueError` if the text was not made by `pack`

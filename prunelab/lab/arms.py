@@ -21,7 +21,7 @@ from ..drop import DropPruning, beyond, follow, fraction
 from ..extreme import ExtremeValuePruning, extreme_masks, fit_layers, layerwise
 from ..gradient_scores import gradient
 from .answers import answers, tally
-from .measures import ALLOCATIONS, SCORES, absolute_sigma, look_up
+from .measures import ALLOCATIONS, SCORES, look_up
 from .training import fit
 from ..masks import keep_top, kept, sparsity
 from ..schedules import gradual, one_shot
@@ -135,7 +135,9 @@ class Regrow(PruneCB):
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00036
 @patch
-def propose(self:Regrow, t):
+def propose(self:Regrow,
+    t:float, # Progress of the schedule
+) -> tuple: # (masks, values)
     "The smallest leave, and `grow(t)` of the pruned weights return with the value 0"
     ws = self.weights()
     masks = {n: self.masks[n].to(w.device) for n, w in ws.items()}
@@ -148,7 +150,13 @@ def propose(self:Regrow, t):
     return regrown(ws, plain, masks, goal, returning)
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00039
-def by_score(spec, sparsity, ws, seed, exclude):
+def by_score(
+    spec:dict, # The arm, as plain data
+    sparsity:float, # Target: fraction removed, in [0,1)
+    ws:dict, # {name: dense weight}
+    seed:int, # Of every random decision
+    exclude, # Names of layers that stay dense
+) -> PruneCB:
     "Once or gradually, by a score and an allocation"
     check_keys(spec, 'method', 'score', 'allocation', 'schedule')
     return PruneCB(sparsity, score=look_up(SCORES, spec['score'], 'score'),
@@ -156,14 +164,26 @@ def by_score(spec, sparsity, ws, seed, exclude):
                    schedule=make_schedule(spec['schedule']), exclude=exclude, seed=seed)
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00042
-def by_regrowth(spec, sparsity, ws, seed, exclude):
+def by_regrowth(
+    spec:dict, # The arm, as plain data
+    sparsity:float, # Target: fraction removed, in [0,1)
+    ws:dict, # {name: dense weight}
+    seed:int, # Of every random decision
+    exclude, # Names of layers that stay dense
+) -> PruneCB:
     "Gradually by magnitude; pruned weights return by gradient"
     check_keys(spec, 'method', 'grow', 'grow to', 'schedule')
     return Regrow(sparsity, partial(line, spec['grow'], spec['grow to']),
                   schedule=make_schedule(spec['schedule']), exclude=exclude, seed=seed)
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00045
-def by_drop(spec, sparsity, ws, seed, exclude):
+def by_drop(
+    spec:dict, # The arm, as plain data
+    sparsity:float, # Target: fraction removed, in [0,1)
+    ws:dict, # {name: dense weight}
+    seed:int, # Of every random decision
+    exclude, # Names of layers that stay dense
+) -> PruneCB:
     "Away with one probability, back with another one that changes from `back` to `back to`"
     check_keys(spec, 'method', 'away', 'back', 'back to', 'value', 'pool', 'exact', 'score', 'allocation',
                'schedule')
@@ -174,18 +194,29 @@ def by_drop(spec, sparsity, ws, seed, exclude):
                        schedule=make_schedule(spec['schedule']), exclude=exclude, seed=seed)
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00050
-def by_noise(spec, sparsity, ws, seed, exclude):
+def by_noise(
+    spec:dict, # The arm, as plain data
+    sparsity:float, # Target: fraction removed, in [0,1)
+    ws:dict, # {name: dense weight}
+    seed:int, # Of every random decision
+    exclude, # Names of layers that stay dense
+) -> PruneCB:
     "Of several noisy and pruned members one is chosen on the validation images"
     check_keys(spec, 'method', 'sigma', 'unit', 'kind', 'members', 'choose', 'score', 'allocation')
-    sigma = absolute_sigma(ws, sparsity, spec['sigma'], spec['unit'])
-    return StochasticPruning(sparsity, sigma, n=spec['members'], kind=spec['kind'],
+    return StochasticPruning(sparsity, spec['sigma'], spec['unit'], n=spec['members'], kind=spec['kind'],
                              select=look_up(CHOICES, spec['choose'], 'choice'),
                              score=look_up(SCORES, spec['score'], 'score'),
                              allocation=make_allocation(spec['allocation'], ws, seed),
                              exclude=exclude, seed=seed)
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00053
-def by_extremes(spec, sparsity, ws, seed, exclude):
+def by_extremes(
+    spec:dict, # The arm, as plain data
+    sparsity:float, # Target: fraction removed, in [0,1)
+    ws:dict, # {name: dense weight}
+    seed:int, # Of every random decision
+    exclude, # Names of layers that stay dense
+) -> PruneCB:
     "Once, with the sparsity that the rule finds"
     check_keys(spec, 'method', 'b', 'kernel', 'low', 'high', 'law', 'small', 'least')
     return ExtremeValuePruning(spec['b'], spec['low'], spec['high'], fit=look_up(LAWS, spec['law'], 'law'),

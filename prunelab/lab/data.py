@@ -10,27 +10,48 @@ __all__ = ['Images', 'DeviceLoader', 'get_dls']
 # %% ../../nbs/lab/01_data.ipynb #dd1e7286
 from itertools import islice
 
-import numpy as np, torch
+import numpy as np
+import torch
 import fastai.vision.data    # registers how a batch of images is shown
-from fastai.data.all import (Category, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, Normalize, TensorCategory,
-    TensorImage, TensorImageBW, TfmdDL, default_device)
+from fastai.data.all import (Category, CategoryMap, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor,
+                             Normalize, TensorCategory, TensorImage, TensorImageBW, TfmdDL, default_device)
 from fastcore.all import patch
 from sklearn.model_selection import train_test_split
 from torch.nn import functional as F
 from ..core import generator
-from .images import _pixels, read_images
+from .images import as_pixels, read_images
 
 # %% ../../nbs/lab/01_data.ipynb #e7c3e507
 class Images:
-    "uint8 images `x` (n, c, size, size), int64 labels `y` (n,) or None, and the names of the classes, as a `Learner`'s data set"
+    "Packed images, labels and the names of the classes, as a `Learner`'s data set"
     n_inp, loss_func = 1, CrossEntropyLossFlat()
-    def __init__(self, x, y, vocab): self.x, self.y, self.vocab, self.c = x, y, CategoryMap(vocab, sort=False), len(vocab)
+
+    def __init__(self,
+        x, # uint8 (n, c, size, size)
+        y, # int64 (n,); None for images without labels
+        vocab, # Names of the classes, in the order of their numbers
+    ):
+        self.x, self.y = x, y
+        self.vocab, self.c = CategoryMap(vocab, sort=False), len(vocab)
+
     def __len__(self): return len(self.x)
+
     def __getitem__(self, i):
-        x = self.x[i].as_subclass(TensorImageBW if self.x.shape[1] == 1 else TensorImage)
+        kind = TensorImageBW if self.x.shape[1] == 1 else TensorImage
+        x = self.x[i].as_subclass(kind)
         return (x,) if self.y is None else (x, self.y[i].as_subclass(TensorCategory))
-    def decode(self, o, full=True): return (o[0], *(Category(self.vocab[int(i)]) for i in o[1:]))
-    def new_empty(self): return Images(self.x[:0].clone(), self.y[:0].clone(), self.vocab)
+
+    def decode(self,
+        item, # (image, number)
+        full=True, # For fastai, which asks so; there is one way only
+    ):
+        "Names in place of numbers"
+        x, *y = item
+        return x, *(Category(self.vocab[int(i)]) for i in y)
+
+    def new_empty(self):
+        "The same without images, for `learn.export`"
+        return Images(self.x[:0].clone(), self.y[:0].clone(), self.vocab)
 
 # %% ../../nbs/lab/01_data.ipynb #7674ab1c
 class DeviceLoader(TfmdDL):
@@ -41,36 +62,58 @@ class DeviceLoader(TfmdDL):
         shuffle=False, # A new order each epoch
         seed=42, # Decides, with the number of the epoch, the order and the augmentation
         augment=False, # Move and mirror the images while shuffling; unshuffled images stay as they are
-        **kwargs
+        **kwargs # Passed to fastai's `TfmdDL`
     ):
         self.seed, self.augment, self.epoch = seed, augment, 0
         super().__init__(dataset, bs=bs, shuffle=shuffle, **{**kwargs, 'num_workers': 0})
 
-    def create_batches(self, idxs):
+    def create_batches(self,
+        idxs, # Positions of images
+    ):
+        "One batch after the other"
         ds, gen = self.dataset, generator((self.seed, self.epoch, 1), 'cpu')
-        ds.x, ds.y = (o if o is None else o.to(self.device) for o in (ds.x, ds.y))
-        if not isinstance(idxs, torch.Tensor): idxs = torch.tensor([*islice(idxs, self.n)], dtype=torch.int64, device='cpu')
+        ds.x = ds.x.to(self.device)
+        if ds.y is not None: ds.y = ds.y.to(self.device)
+        if not isinstance(idxs, torch.Tensor):      # fastai's may never end
+            idxs = torch.tensor(list(islice(idxs, self.n)), dtype=torch.int64, device='cpu')
+        smallest = self.bs if self.drop_last else 1
         for i in idxs.to(ds.x.device).split(self.bs):
-            if len(i) < (self.bs if self.drop_last else 1): break
+            if len(i) < smallest: break
             x, *y = ds[i]
-            yield (_pad_crop_flip(x, gen) if self.augment and self.shuffle else x, *y)
+            if self.augment and self.shuffle: x = _pad_crop_flip(x, gen)
+            yield x, *y
 
 # %% ../../nbs/lab/01_data.ipynb #0e85b82c
 @patch
 def __iter__(self:DeviceLoader):
+    "An epoch of batches, in this process"
     self.randomize()
     self.before_iter()
     yield from map(self.after_batch, self.create_batches(self.get_idxs()))
     self.after_iter()
+
 @patch
-def randomize(self:DeviceLoader): self.epoch += 1
+def randomize(self:DeviceLoader):
+    "The next epoch's order and augmentation"
+    self.epoch += 1
+
+# %% ../../nbs/lab/01_data.ipynb #af83b661
 @patch
-def get_idxs(self:DeviceLoader): return torch.tensor(TfmdDL.get_idxs(self), dtype=torch.int64, device='cpu')    # get_preds sorts by them, on the CPU
+def get_idxs(self:DeviceLoader):
+    "Positions in the order of this epoch, on the CPU: `get_preds` sorts by them there"
+    return torch.tensor(TfmdDL.get_idxs(self), dtype=torch.int64, device='cpu')
+
 @patch
-def shuffle_fn(self:DeviceLoader, idxs):
-    return [idxs[i] for i in torch.randperm(len(idxs), generator=generator((self.seed, self.epoch, 0), 'cpu'), device='cpu').tolist()]
+def shuffle_fn(self:DeviceLoader,
+    idxs, # Positions in the old order
+):
+    "Another order, which follows from the seed and the number of the epoch"
+    gen = generator((self.seed, self.epoch, 0), 'cpu')
+    return [idxs[i] for i in torch.randperm(len(idxs), generator=gen, device='cpu').tolist()]
+
 @patch
 def one_batch(self:DeviceLoader):
+    "The first batch of the next epoch; looking at it doesn't count as one"
     epoch = self.epoch
     try: return TfmdDL.one_batch(self)
     finally: self.epoch = epoch
@@ -88,7 +131,8 @@ def _pad_crop_flip(x, gen, pad=4):
 # %% ../../nbs/lab/01_data.ipynb #2c1fa18c
 @patch
 def show_results(self:DeviceLoader, *args, **kwargs):
-    import fastai.vision.learner    # registers how results on images are shown
+    "Images with their label and the prediction"
+    import fastai.vision.learner    # noqa: F401, it registers how results on images are shown
     return TfmdDL.show_results(self, *args, **kwargs)
 
 # %% ../../nbs/lab/01_data.ipynb #5a1d0c37
@@ -100,9 +144,11 @@ def _split(y, valid, n_train, seed):
             labels = y[torch.from_numpy(train)]
             train, _ = train_test_split(train, train_size=n_train, stratify=labels, random_state=seed)
     except ValueError as e:
-        raise ValueError(f'valid={valid!r}, n_train={n_train!r} do not fit the {len(y)} training images: {e}') from e
+        raise ValueError(f'valid={valid!r}, n_train={n_train!r} do not fit the {len(y)} training images: '
+                         f'{e}') from e
     return torch.from_numpy(train), torch.from_numpy(val)
 
+# %% ../../nbs/lab/01_data.ipynb #2a8dba7a
 def _channel_stats(stats, c):
     "Mean and sd of `c` channels, checked"
     mean, std = ([float(v) for v in part] for part in stats)
@@ -110,8 +156,12 @@ def _channel_stats(stats, c):
     raise ValueError(f'stats is {stats!r}: give {c} means and {c} standard deviations above 0')
 
 # %% ../../nbs/lab/01_data.ipynb #f3cd4485
-class _Loaders(DataLoaders): test = property(lambda self: self.loaders[2])
+class _Loaders(DataLoaders):
+    "Loaders of training and validation images, and of the official test images"
+    @property
+    def test(self): return self.loaders[2]
 
+# %% ../../nbs/lab/01_data.ipynb #12417c2b
 def get_dls(
     name:str, # `digits`, `mnist`, `cifar10`, `cifar100` or `tiny_imagenet`
     bs:int=128, # Images per batch
@@ -123,26 +173,33 @@ def get_dls(
     augment:bool=None, # Move and mirror training images; if None, the colour images only
     folder=None, # Where the images are; fastai's data folder if None
     stats=None, # Mean and sd of each channel, pixels in 0..1, as `([.5], [.2])`; the training images' if None
-) -> DataLoaders: # `train`, `valid`, `test`, with `vocab`, `c` and a loss; `ValueError` for arguments out of range
+) -> DataLoaders: # `train`, `valid`, `test`, with `vocab`, `c` and a loss; `ValueError` for bad arguments
     "Loaders of packed images: training (shuffled, last incomplete batch dropped), validation, official test"
     d = read_images(name, size, folder)
-    x, y, x_test = d['x_train'], d['y_train'], d['x_test']
+    x, y = d['x_train'], d['y_train']
     train, val = _split(y, valid, n_train, seed)
     if bs not in range(1, len(train) + 1):
         raise ValueError(f'bs is {bs!r}: give a number from 1 to {len(train)}, the training images')
     mean, std = _channel_stats(stats or (d['mean'], d['std']), x.shape[1])
     tfms = [IntToFloatTensor(), Normalize.from_stats(mean, std, cuda=False)]
-    augment = x.shape[1] == 3 if augment is None else augment
-    train, val = (Images(x[i], y[i], d['vocab']) for i in (train, val))
-    test = Images(x_test, d['y_test'], d['vocab'])
+    if augment is None: augment = x.shape[1] == 3
+    parts = [Images(x[i], y[i], d['vocab']) for i in (train, val)]
+    train, val, test = *parts, Images(d['x_test'], d['y_test'], d['vocab'])
     return _Loaders(
         DeviceLoader(train, bs, shuffle=True, drop_last=True, seed=seed, augment=augment, after_batch=tfms),
-        *(DeviceLoader(o, bs, after_batch=tfms) for o in (val, test)), device=device or default_device())
+        DeviceLoader(val, bs, after_batch=tfms),
+        DeviceLoader(test, bs, after_batch=tfms), device=device or default_device())
 
 # %% ../../nbs/lab/01_data.ipynb #bd123bf2
 @patch
-def new(self:DeviceLoader, dataset=None, cls=None, **kwargs):
+def new(self:DeviceLoader,
+    dataset=None, # `Images`, or a list of anything that `as_pixels` takes; the same if None
+    cls=None, # Of the loader; the same if None
+    **kwargs # Passed to fastai
+):
+    "A loader like this one, of another data set or of anything that `as_pixels` takes"
     ds = self.dataset
     if dataset is not None and not isinstance(dataset, Images):
-        dataset = Images(torch.stack([_pixels(o, *ds.x.shape[1:3]) for o in dataset]), None, ds.vocab)
+        c, size = ds.x.shape[1:3]
+        dataset = Images(torch.stack([as_pixels(item, c, size) for item in dataset]), None, ds.vocab)
     return TfmdDL.new(self, dataset, cls, **{'seed': self.seed, 'augment': self.augment, **kwargs})

@@ -68,7 +68,7 @@ def arguments(run) -> set: # Of names
 
 # %% ../../nbs/lab/11_experiment.ipynb #exp00019
 def rehearsal(
-    e:Experiment,
+    e:Experiment, # The real one
 ) -> Experiment: # Another identity, so its rows can never be taken for real ones
     "The same code in seconds: digits, few epochs, a narrow network, one seed, and what `tiny` says"
     small = {'data': 'digits', 'epochs': min(e.recipe.epochs, 2), 'public': False,
@@ -79,7 +79,9 @@ def rehearsal(
     return replace(e, recipe=replace(e.recipe, **small), params=params, seeds=e.seeds[:1], gpu=False)
 
 # %% ../../nbs/lab/11_experiment.ipynb #exp00022
-def plain(x):
+def plain(
+    x, # What Python, NumPy or torch computed: numbers, text, lists, dicts
+): # The same as JSON takes it
     "`x` with NumPy and torch numbers as Python's, and what is not finite as None"
     if isinstance(x, dict): return {str(k): plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [plain(v) for v in x]
@@ -105,8 +107,9 @@ def append(
         f.flush()
         os.fsync(f.fileno())
 
+# %% ../../nbs/lab/11_experiment.ipynb #d6eb23dd
 def is_whole(
-    line:str,
+    line:str, # Of a file of rows
 ) -> bool:
     "Is this a whole row? Half a row has open braces"
     return 0 < line.count('{') == line.count('}')
@@ -122,7 +125,7 @@ def read(
 
 # %% ../../nbs/lab/11_experiment.ipynb #exp00028
 def done(
-    e:Experiment,
+    e:Experiment, # Whose rows
     results, # Folder of rows
 ) -> dict: # {seed: row}
     "The finished units of `e` as it is declared now"
@@ -130,8 +133,9 @@ def done(
     found = [r for r in read(Path(results)/f'{e.paper}.jsonl') if r.get('identity') == identity]
     return {r['seed']: r for r in found if r['seed'] in e.seeds}
 
+# %% ../../nbs/lab/11_experiment.ipynb #aa89fa83
 def pending(
-    experiments:list,
+    experiments:list, # Of `Experiment`
     results, # Folder of rows
     only:str='*', # Names, as a glob
 ) -> list: # (experiment, seed), in the experiments' order; `ValueError` if no name fits
@@ -144,7 +148,7 @@ def pending(
 
 # %% ../../nbs/lab/11_experiment.ipynb #exp00031
 def rows(
-    experiments:list,
+    experiments:list, # Of `Experiment`
     results, # Folder of rows
 ) -> pd.DataFrame: # Per unit name, seed, parameters, what was found, dense (SHA-256), seconds, protocol
     "What was measured, under the protocol of today"
@@ -154,6 +158,7 @@ def rows(
     found = [line(e, seed, r) for e in experiments for seed, r in done(e, results).items()]
     return pd.DataFrame(found, columns=None if found else ['name', 'seed', 'dense', 'seconds', 'protocol'])
 
+# %% ../../nbs/lab/11_experiment.ipynb #c26c583a
 def check_same_dense(
     table:pd.DataFrame, # With columns `seed` and `dense`, as from `rows`
     by=('seed',), # Columns within which all rows must start from one dense network

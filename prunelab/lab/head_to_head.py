@@ -40,6 +40,7 @@ GRID = { # name: description
 
 # %% ../../nbs/lab/34_head_to_head.ipynb #h2h00011
 RESNET20 = Recipe('resnet20', 'cifar10', epochs=0, wd=1e-4, precision='bf16', public=True)
+
 SEEDS = (0, 1, 2)
 
 def with_few_blocks(
@@ -48,6 +49,7 @@ def with_few_blocks(
     "An extreme-value rule that is content with ten blocks, for rehearsals; anything else as it is"
     return {**spec, 'least': 10} if isinstance(spec, dict) and spec['method'] == 'extreme' else spec
 
+# %% ../../nbs/lab/34_head_to_head.ipynb #07268a2e
 def on_resnet20(
     arm:str, # Its name
     pruner:dict, # Description, or None for the dense control

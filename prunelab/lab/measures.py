@@ -6,11 +6,11 @@ Docs: https://prunelab.github.io/prunelab/lab/measures.html.md"""
 
 # %% auto #0
 __all__ = ['PRUNERS', 'SCORES', 'ALLOCATIONS', 'SPLITS', 'ARMS', 'OBJECTIVES', 'look_up', 'build_allocation', 'build_score',
-           'prunable', 'threshold', 'absolute_sigma', 'some', 'cut_batches', 'batches', 'gradient_offers', 'draw',
-           'noise_elsewhere', 'with_member', 'right', 'remember', 'population', 'record', 'without_noise',
-           'plain_tallies', 'one_shot', 'with_statistics', 'masked_copy', 'largest_of_each', 'arm_member', 'decomposed',
-           'layer_facts', 'placement', 'variances', 'flow_at', 'sweep', 'alone', 'layer_noise', 'ClipValue',
-           'BestEpoch', 'few_images', 'build_pruner', 'freeze_norms', 'fine_tune', 'build_sampler', 'searched']
+           'prunable', 'some', 'cut_batches', 'batches', 'gradient_offers', 'draw', 'noise_elsewhere', 'with_member',
+           'right', 'remember', 'population', 'record', 'without_noise', 'plain_tallies', 'one_shot', 'with_statistics',
+           'masked_copy', 'largest_of_each', 'arm_member', 'decomposed', 'layer_facts', 'placement', 'variances',
+           'flow_at', 'sweep', 'alone', 'layer_noise', 'ClipValue', 'BestEpoch', 'few_images', 'build_pruner',
+           'freeze_norms', 'fine_tune', 'build_sampler', 'searched']
 
 # %% ../../nbs/lab/20_measures.ipynb #bf2d97ca
 import copy
@@ -33,11 +33,12 @@ from .answers import answers, tally
 from .data import Images
 from .models import UNPRUNED
 from .training import read, write
-from ..masks import apply_, keep_top, kept, kth_largest
+from ..masks import apply_, keep_top
 from ..pareto import F1, F2, front, load_optuna, search
 from ..probes import feature_variance, gradient_flow, recalibrate_bn, variance_ratio
 from ..scores import lamp_score, magnitude, random_score
-from ..stochastic import StochasticPruning, best, median, stochastic_prune
+from prunelab.stochastic import (StochasticPruning, absolute_sigma, best, median, stochastic_prune,
+    threshold)
 
 # %% ../../nbs/lab/20_measures.ipynb #08064746
 PRUNERS = {
@@ -87,26 +88,6 @@ def prunable(
     "The weights that paper 1 prunes"
     return weights(net.learn.model, UNPRUNED[net.recipe.network])
 
-# %% ../../nbs/lab/20_measures.ipynb #5c1a0010
-def threshold(
-    ws:dict, # {name: weight}
-    gamma:float, # Sparsity γ in [0,1)
-) -> float: # τ, in the unit of the weights
-    "The smallest magnitude that global magnitude pruning keeps"
-    n = sum(w.numel() for w in ws.values())
-    return kth_largest(magnitude(ws), kept(n, gamma)).value
-
-def absolute_sigma(
-    ws:dict, # {name: weight}
-    gamma:float, # Sparsity γ in [0,1)
-    sigma:float, # Size of the noise σ ≥ 0, in `unit`
-    unit, # None: σ is in the unit of the weights; 'threshold': σ is a multiple of τ
-) -> float: # σ in the unit of the weights; `ValueError` for another unit
-    "σ as it is added to the weights"
-    if unit not in (None, 'threshold'):
-        raise ValueError(f"unit is None, for σ in the weights' own unit, or 'threshold', got {unit!r}")
-    return sigma*threshold(ws, gamma) if unit == 'threshold' else sigma
-
 # %% ../../nbs/lab/20_measures.ipynb #5c1a0013
 def some(
     n:int, # Images that there are
@@ -133,6 +114,7 @@ def cut_batches(
     plain = dl.new(Images(ds.x[i], ds.y[i], ds.vocab), bs=min(batch, len(i)), shuffle=False, drop_last=False)
     return [(x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in plain]
 
+# %% ../../nbs/lab/20_measures.ipynb #6de215bb
 def batches(
     net, # `Dense`
     split:str, # 'train', 'valid' or 'test'
@@ -196,6 +178,7 @@ def with_member(
         for name, value in member.items(): own[name].copy_(value)
     return model
 
+# %% ../../nbs/lab/20_measures.ipynb #c4a782db
 def right(
     net, # `Dense`; untouched
     member:dict, # {name: tensor}
@@ -262,6 +245,7 @@ def without_noise(
     members = {name: draw(net, seed, 0, gamma, 0., pruner) for name, pruner in pruners.items()}
     return {name: plain_tallies(net, member, statistics, images) for name, member in members.items()}
 
+# %% ../../nbs/lab/20_measures.ipynb #6a9740dc
 def plain_tallies(
     net, # `Dense`; untouched
     member:dict, # {name: tensor}
@@ -328,6 +312,7 @@ def largest_of_each(
     sizes = magnitude(ws)
     return masked_copy(ws, {n: keep_top({n: sizes[n]}, int(masks[n].sum()))[n] for n in ws})
 
+# %% ../../nbs/lab/20_measures.ipynb #ede0ed84
 def arm_member(
     net, # `Dense`; untouched
     seed:int, # Of the population
@@ -517,6 +502,7 @@ class ClipValue(Callback):
     def __init__(self, most): self.most = most
     def before_step(self): nn.utils.clip_grad_value_(self.model.parameters(), self.most)
 
+# %% ../../nbs/lab/20_measures.ipynb #38b42b60
 class BestEpoch(Callback):
     "Keeps the network of the epoch with the most right answers on the validation images, counted in float32"
     order = 99                                          # after the masks were applied again
@@ -539,6 +525,7 @@ def few_images(
     i = torch.as_tensor(mine, device=ds.x.device)
     return dl.new(Images(ds.x[i], ds.y[i], ds.vocab))
 
+# %% ../../nbs/lab/20_measures.ipynb #a0bfad7f
 def build_pruner(
     net, # `Dense`; untouched
     seed:int, # Of the pruner's draws
@@ -564,6 +551,7 @@ def freeze_norms(
         if isinstance(m, nn.modules.batchnorm._BatchNorm): m.requires_grad_(False)
     return model
 
+# %% ../../nbs/lab/20_measures.ipynb #0647afd7
 def fine_tune(
     net, # `Dense`; untouched
     seed:int, # Of the draws and of the images
@@ -573,7 +561,7 @@ def fine_tune(
     arm:str, # 'DP' or 'SP'
     pruner:dict, # As in `PRUNERS`
     best_of:int, # Members of SP's population; the best one on the validation images is tuned
-    epochs:int,
+    epochs:int, # Of fine-tuning
     lr:float, # Constant
     n:int, # Training images
     clip:float, # Most that a component of the gradient may be
@@ -603,12 +591,13 @@ def build_sampler(
     options = {'population_size': sampler['population']} if 'population' in sampler else {}
     return partial(look_up(classes, sampler['name'], 'sampler'), **options)
 
+# %% ../../nbs/lab/20_measures.ipynb #5e6def63
 def searched(
     net, # `Dense`; untouched
     seed:int, # Of the trials and their draws
     objective:str, # 'F1' or 'F2'
     sampler:dict, # As for `build_sampler`
-    trials:int,
+    trials:int, # How many are evaluated
     sigma:list, # Least and largest σ, in the unit of the weights; drawn log-uniformly
     gamma:list, # Least and largest sparsity γ
     draws:int, # Per trial, on the validation images; the median counts

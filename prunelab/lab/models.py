@@ -85,6 +85,7 @@ def _vgg(cfg, c_in, n_out, width):
         pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(),
         classifier=nn.Linear(channels[-2], n_out)))
 
+# %% ../../nbs/lab/02_models.ipynb #a37935b9
 def vgg16(
     c_in:int=3, # Channels of the images
     n_out:int=10, # Number of classes

@@ -6,10 +6,10 @@ Docs: https://prunelab.github.io/prunelab/lab/stochastic.html.md"""
 
 # %% auto #0
 __all__ = ['ALL', 'FEW', 'NEW', 'GMP', 'TINY', 'GAMMAS', 'SIGMAS', 'GAMMA_RANGE', 'NSGA', 'PAPER', 'SHORT', 'DECAYED', 'CLAIMS',
-           'MORE_CLAIMS', 'CELLS', 'EXPERIMENTS', 'chosen', 'noise', 'shot', 'tiny', 'experiments_of', 'row',
-           'public_one_shot', 'public_reasons', 'public_rivals', 'fronts', 'public_recipe', 'public_experiments',
-           'decay_cell', 'decay_reasons', 'decay_tuned', 'decay_experiments', 'read_table', 'claims_of',
-           'paper_one_shot', 'paper_inside', 'paper_tuned', 'paper_experiments']
+           'MORE_CLAIMS', 'CELLS', 'EXPERIMENTS', 'SHORT_CELLS', 'PRIMARY', 'chosen', 'noise', 'shot', 'tiny',
+           'experiments_of', 'row', 'public_one_shot', 'public_reasons', 'public_rivals', 'fronts', 'public_recipe',
+           'public_experiments', 'decay_cell', 'decay_reasons', 'decay_tuned', 'decay_experiments', 'read_table',
+           'claims_of', 'paper_one_shot', 'paper_inside', 'paper_tuned', 'paper_experiments']
 
 # %% ../../nbs/lab/31_stochastic.ipynb #31a00004
 from dataclasses import replace
@@ -162,7 +162,7 @@ GAMMA_RANGE = {'F1': [.3, .99], 'F2': [.01, .99]}       # the paper's
 NSGA = {'name': 'NSGA-II', 'population': 20}
 
 def fronts(
-    trials:int,
+    trials:int, # Of one search
     sigma:list, # Least and largest σ
     samplers:tuple, # As for `build_sampler`
     objectives:tuple, # 'F1', 'F2'
@@ -344,3 +344,10 @@ def paper_experiments() -> list: # Of `Experiment`
 
 # %% ../../nbs/lab/31_stochastic.ipynb #31a00038
 EXPERIMENTS = [*public_experiments(), *decay_experiments(), *paper_experiments()]
+
+# %% ../../nbs/lab/31_stochastic.ipynb #31a00p01
+SHORT_CELLS = ('resnet18-cifar10-decayed', 'resnet18-cifar10-short')
+PRIMARY = { # network: (experiment, which of its answers, the ones that are subtracted from them)
+    **{cell: (f'stochastic/{cell}/noise 0.1 at 70%', 'best', 'no noise')
+       for cell in ('resnet20-cifar10', 'resnet56-cifar10')},
+    **{cell: (f'stochastic/{cell}/one-shot GMP', 'best', 'no noise') for cell in (*SHORT_CELLS, *CELLS)}}

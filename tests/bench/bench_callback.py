@@ -1,6 +1,9 @@
-"What PruneCB adds to a training step: LeNet-5 at batch 256 on the CPU, ResNet-18 at batch 512 on a GPU where there is one"
+"""What PruneCB adds to a training step.
+
+LeNet-5 at batch 256 on the CPU, and ResNet-18 at batch 512 on a GPU where there is one."""
 import time
 from functools import partial
+from statistics import mean, median
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
@@ -28,34 +31,52 @@ class Clock(Callback):
         if self.training and self.last: self.times.append(now - self.last)
         self.last = now
 
-def learner(model, bs, shape, device, n):
+def random_batches(bs, shape, device, n):
+    "Two different batches, again and again"
     gen = generator(0, 'cpu')
-    batches = Batches([(torch.randn(bs, *shape, generator=gen, device='cpu').to(device), torch.randint(10, (bs,), generator=gen, device='cpu').to(device)) for _ in range(2)]*(n//2))
-    learn = Learner(DataLoaders(batches, batches[:1], device=torch.device(device)), model.to(device), CrossEntropyLossFlat(), partial(SGD, mom=.9))
+    def batch():
+        x = torch.randn(bs, *shape, generator=gen, device='cpu')
+        y = torch.randint(10, (bs,), generator=gen, device='cpu')
+        return x.to(device), y.to(device)
+    return Batches([batch(), batch()]*(n//2))
+
+def learner(model, bs, shape, device, n):
+    "A silent `Learner` with `n` batches an epoch"
+    batches = random_batches(bs, shape, device, n)
+    dls = DataLoaders(batches, batches[:1], device=torch.device(device))
+    learn = Learner(dls, model.to(device), CrossEntropyLossFlat(), partial(SGD, mom=.9))
     learn.remove_cb(ProgressCallback)
     return learn
 
+def step_times(how, learn, n):
+    "Seconds of the steps of an epoch: with nothing, masks held, or pruning at every tenth step"
+    clock, cbs = Clock(), []
+    if how == 'held': learn.prune(.9)
+    if how == 'gradual': cbs = [PruneCB(.9, schedule=gradual(n=n//10, end=1.))]
+    with learn.no_logging(): learn.fit(1, .001, cbs=[clock, *cbs])
+    return clock.times
+
 def compare(name, model, bs, shape, device, n, rounds=4):
-    "Median step with nothing, with masks held, and with a schedule that prunes at every tenth step"
+    "Two rows; the first round only warms up"
     steps = {'none': [], 'held': [], 'gradual': []}
     for r in range(rounds):
-        for k in steps:
+        for how, times in steps.items():
             with seeded(0): learn = learner(model(), bs, shape, device, n)
-            clock = Clock()
-            if k == 'held': learn.prune(.9)
-            cbs = [clock] + ([PruneCB(.9, schedule=gradual(n=n//10, end=1.))] if k == 'gradual' else [])
-            with learn.no_logging(): learn.fit(1, .001, cbs=cbs)
-            if r: steps[k] += clock.times
-    med = {k: sorted(v)[len(v)//2] for k, v in steps.items()}
-    mean = {k: sum(v)/len(v) for k, v in steps.items()}
-    target = 1.10 if device == 'cpu' else 1.03
-    return [dict(what=f'{name}, median step with masks held, s; other: without', ours=med['held'], peer=med['none'], ratio=med['held']/med['none'], target=f'at most {target}'),
-            dict(what=f'{name}, mean step, pruning at every tenth, s; other: without', ours=mean['gradual'], peer=mean['none'], ratio=mean['gradual']/mean['none'], target=f'at most {target}')]
+            found = step_times(how, learn, n)
+            if r: times += found
+    target = 'at most 1.1' if device == 'cpu' else 'at most 1.03'
+    def row(what, how, average):
+        ours, peer = average(steps[how]), average(steps['none'])
+        what = f'{name}, {what}, s; other: without'
+        return dict(what=what, ours=ours, peer=peer, ratio=ours/peer, target=target)
+    return [row('median step with masks held', 'held', median),
+            row('mean step, pruning at every tenth', 'gradual', mean)]
 
 def run():
     torch.set_num_threads(2)
     rows = compare('LeNet-5, batch 256, CPU', lenet5, 256, (1, 28, 28), 'cpu', 40)
-    if torch.cuda.is_available(): rows += compare('ResNet-18, batch 512, GPU', resnet18, 512, (3, 32, 32), 'cuda', 100)
+    if torch.cuda.is_available():
+        rows += compare('ResNet-18, batch 512, GPU', resnet18, 512, (3, 32, 32), 'cuda', 100)
     return rows
 
 if __name__ == '__main__': show(run())

@@ -1,13 +1,19 @@
-"Images per second: packed loader against fastai's folder of files, same augmentation, CPU. `python -m tests.bench.bench_loader`"
-import tempfile, time, warnings
+"""Images per second: packed loader against fastai's folder of files, same augmentation, CPU.
+
+`python -m tests.bench.bench_loader`"""
+import tempfile
+import time
+import warnings
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
+import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.vision.augment import CropPad, FlipItem, RandomCrop
 from fastai.vision.data import ImageDataLoaders
 from PIL import Image
 from prunelab.lab.data import DeviceLoader, Images
-from prunelab.lab.images import _pixels
+from prunelab.lab.images import as_pixels
+from .common import show
 
 TARGET, MEAN, STD = 10, [.49, .48, .45], [.25, .24, .26]
 
@@ -24,27 +30,45 @@ def rate(dl, epochs):
     next(iter(dl))
     best = 0
     for _ in range(epochs):
-        start, n = time.perf_counter(), 0
-        for x, _ in dl: n += len(x)
+        start = time.perf_counter()
+        n = sum(len(x) for x, _ in dl)
         best = max(best, n/(time.perf_counter() - start))
     return best
 
+def normalise(): return Normalize.from_stats(MEAN, STD, cuda=False)
+
+def packed(folder):
+    "All images of a folder as one tensor"
+    files = sorted(folder.rglob('*.png'))
+    x = torch.stack([as_pixels(f, 3, 32) for f in files])
+    return Images(x, torch.tensor([int(f.parent.name) for f in files], device='cpu'), ['0', '1'])
+
+def our_rate(images, bs, augment):
+    tfms = [IntToFloatTensor(), normalise()]
+    return rate(DeviceLoader(images, bs, shuffle=True, augment=augment, after_batch=tfms, device='cpu'), 5)
+
+def peer_rate(folder, bs, item_tfms):
+    "The better of no worker and two"
+    def loader(workers):
+        return ImageDataLoaders.from_folder(
+            folder, valid_pct=.01, seed=0, bs=bs, device='cpu', num_workers=workers, item_tfms=item_tfms,
+            batch_tfms=normalise()).train
+    return max(rate(loader(workers), 2) for workers in (0, 2))
+
 def run(n=4000, bs=128):
     "One row per comparison: {what, ours, peer, ratio, target}; images per second"
+    rows = []
     with tempfile.TemporaryDirectory() as tmp:
-        tmp = Path(tmp)
-        draw(tmp, n)
-        files = sorted(tmp.rglob('*.png'))
-        ds = Images(torch.stack([_pixels(f, 3, 32) for f in files]), torch.tensor([int(f.parent.name) for f in files], device='cpu'), ['0', '1'])
-        norm = lambda: Normalize.from_stats(MEAN, STD, cuda=False)
-        rows = []
-        for what, items, augment in (('pad-crop, flip, normalise', [CropPad(40), RandomCrop(32), FlipItem()], True), ('normalise', [], False)):
-            ours = rate(DeviceLoader(ds, bs, shuffle=True, augment=augment, after_batch=[IntToFloatTensor(), norm()], device='cpu'), 5)
-            peer = max(rate(ImageDataLoaders.from_folder(tmp, valid_pct=.01, seed=0, bs=bs, device='cpu', num_workers=w,
-                item_tfms=items, batch_tfms=norm()).train, 2) for w in (0, 2))
-            rows.append(dict(what=f'loader, {what}, images/s', ours=ours, peer=peer, ratio=ours/peer, target=TARGET))
+        folder = Path(tmp)
+        draw(folder, n)
+        images = packed(folder)
+        moves = [CropPad(40), RandomCrop(32), FlipItem()]
+        for what, item_tfms in (('pad-crop, flip, normalise', moves), ('normalise', [])):
+            ours, peer = our_rate(images, bs, bool(item_tfms)), peer_rate(folder, bs, item_tfms)
+            what = f'loader, {what}, images/s; other: fastai'
+            rows.append(dict(what=what, ours=ours, peer=peer, ratio=ours/peer, target=TARGET))
     return rows
 
 if __name__ == '__main__':
     warnings.filterwarnings('ignore')
-    for r in run(): print('{what}: ours {ours:,.0f}, fastai {peer:,.0f}, ratio {ratio:.1f} (target {target})'.format(**r))
+    show(run())

@@ -3,11 +3,12 @@
 Machine k is this one with the arithmetic of `machine/another_machine.py`. Odd ones compute with one
 thread, even ones with two, and the third without the processor's vector units.
 """
-import os, platform, re, signal, subprocess, sys, time
-from concurrent.futures import ThreadPoolExecutor
+import os, re, signal, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 from fastcore.script import call_parse
+from . import table
 from .training import training_pages
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,49 +57,33 @@ def name(page):
     "As a reader of the repository would write it"
     return str(page.relative_to(ROOT) if page.is_relative_to(ROOT) else page)
 
-def run_all(pages, machines, limit):
-    "{(page, machine): (failure or None, seconds)}, machine by machine, as many pages at once as cores allow"
-    found, since = {}, time.time()
+def results(pages, machines, limit):
+    """(page, machine, failure or None, seconds) of each run when it ends
+
+    Machine by machine, as many pages at once as cores allow."""
+    since = time.time()
     for machine in machines:
-        def one(page):
-            failure, seconds = run(page, machine, since, limit)
-            if failure: print(f'machine {machine}: {name(page)}: {failure}', flush=True)
-            return failure, seconds
         with ThreadPoolExecutor(max(1, os.cpu_count() // threads(machine))) as pool:
-            found |= {(page, machine): result for page, result in zip(pages, pool.map(one, pages))}
+            runs = {pool.submit(run, page, machine, since, limit): page for page in pages}
+            for ended in as_completed(runs): yield runs[ended], machine, *ended.result()
+
+def run_all(pages, machines, limit, keep):
+    """{page's name: (torch, {machine: failure or None})}
+
+    Says each result when it's there, and then hands all of them so far to `keep`."""
+    torch, found = version('torch').partition('+')[0], {}
+    for page, machine, failure, seconds in results(pages, machines, limit):
+        found.setdefault(name(page), (torch, {}))[1][machine] = failure
+        print(f'machine {machine}: {name(page)}: {failure or "holds"} ({seconds:.0f} s)', flush=True)
+        keep(found)
     return found
-
-def table(pages, machines, found):
-    "Markdown: a row for each page, a column for each machine"
-    def cell(page, machine): return '**fails**' if found[page, machine][0] else 'holds'
-    rows = [['page', *map(str, machines)], ['---']*(len(machines) + 1)]
-    rows += [[name(page), *(cell(page, machine) for machine in machines)] for page in pages]
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
-
-REPORT = """# Pages on simulated other machines
-
-Written by `make elsewhere`, with torch {torch} and Python {python}: {hold} of {n} runs hold.
-Each machine changes drawn and loaded weights by one part in a million, and what layers compute by the size of
-its rounding (`tests/elsewhere/machine`). Odd ones compute with one thread, even ones with two, and the third
-without the processor's vector units.
-
-{table}
-{failures}"""
-
-def report(pages, machines, found):
-    "The table, what its columns mean, and what failed"
-    failures = [f'\n* {name(page)}, machine {machine}: `{failure}`\n'
-                for (page, machine), (failure, _) in found.items() if failure]
-    return REPORT.format(torch=version('torch').partition('+')[0], python=platform.python_version(),
-                         hold=len(found) - len(failures), n=len(found), table=table(pages, machines, found),
-                         failures=''.join(failures))
 
 @call_parse(pos=['pages'])
 def main(
     pages:str='', # Notebooks, separated by spaces; all of nbs/ if none
     machines:int=3, # How many machines
     training:bool=False, # Of these pages only those that assert outcomes of training
-    table_file:str='', # Where to write the table
+    table_file:str='', # Table to keep: rows of these pages are replaced, others stay
     limit:int=3600, # Seconds that a page may take
 ):
     "Run pages on simulated other machines; exit status 1 if one fails"
@@ -106,10 +91,12 @@ def main(
     missing = [str(p) for p in chosen if not p.is_file()]    # nbdev-test would say that all of nothing holds
     if missing: sys.exit(f'no such page: {missing}')
     if training: chosen = training_pages(chosen, sorted((ROOT/'prunelab').rglob('*.py')))
-    numbers, begin = range(1, machines + 1), time.monotonic()
-    found = run_all(chosen, numbers, limit)
-    failed = sum(failure is not None for failure, _ in found.values())
-    print(table(chosen, numbers, found))
-    print(f'{len(found) - failed} of {len(found)} runs hold, in {time.monotonic() - begin:.0f} seconds')
-    if table_file: Path(table_file).write_text(report(chosen, numbers, found))
+    before, begin = table.read(table_file) if table_file else {}, time.monotonic()
+    def keep(found):
+        if table_file: table.write(table_file, {**before, **found})
+    found = run_all(chosen, range(1, machines + 1), limit, keep)
+    failures = [failure for _, row in found.values() for failure in row.values()]
+    failed = sum(failure is not None for failure in failures)
+    print(table.markdown(found))
+    print(f'{len(failures) - failed} of {len(failures)} runs hold, in {time.monotonic() - begin:.0f} seconds')
     sys.exit(failed > 0)

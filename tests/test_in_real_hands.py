@@ -1,0 +1,466 @@
+"What people who prune run into: each case stands for a kind of failure that used to pass in silence"
+import copy
+import io
+import warnings
+from functools import partial
+import pytest
+import torch
+from fastai.callback.core import Callback
+import fastai.callback.schedule     # gives Learner fine_tune
+from fastai.data.core import DataLoaders
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, prune, vector_to_parameters
+from torch.utils.checkpoint import checkpoint
+from prunelab.allocation import erk, global_, proportional
+from prunelab.callbacks import PruneCB
+from prunelab.core import generator, seeded, weights
+from prunelab.gradient_scores import gradient, grasp, iterated, snip, synflow
+from prunelab.masks import apply_
+from prunelab.report import macs, table
+from prunelab.schedules import gradual, one_shot
+from prunelab.scores import score_with
+from prunelab.stochastic import StochasticPruning
+from .conftest import Pairs, mlp
+from .test_guarantees import N, split, zeros
+
+def told(f, *args, **kwargs):
+    "The warnings of a call, as texts"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        f(*args, **kwargs)
+    return [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+
+def about(texts, part): return [t for t in texts if part in t]
+
+# a target missed in silence: frozen layers
+
+FREEZE = {'requires_grad': lambda learn: learn.model[0].requires_grad_(False),
+          'freeze': lambda learn: learn.freeze(),
+          'all of it': lambda learn: learn.model.requires_grad_(False)}
+
+@pytest.mark.parametrize('how', FREEZE)
+def test_a_schedule_that_waited_says_so_when_the_fit_ends(new_learner, how):
+    learn, cb = new_learner(splitter=split), PruneCB(.9)
+    FREEZE[how](learn)
+    if how == 'all of it': learn.model[1] = nn.Sequential(nn.Linear(20, 20), nn.ReLU())     # one has to train
+    text, = about(told(learn.fit, 1, .01, cbs=cb), 'frozen')
+    assert "'0.weight'" in text and 'unfreeze' in text and 'exclude=' in text and 'when_frozen=True' in text
+    assert not cb.finished and zeros(learn) == 0
+    assert not about(told(learn.validate), 'frozen')                # once
+
+def test_a_layer_that_freezes_on_the_way_too(new_learner):
+    class Freeze(Callback):
+        "What alternating training does, as GANs do it"
+        def before_batch(self): self.learn.model[0].requires_grad_(self.epoch == 0)
+    cb = PruneCB(.9, schedule=gradual(n=4, end=1.))
+    text, = about(told(new_learner().fit, 2, .01, cbs=[Freeze(), cb]), 'frozen')
+    assert f'{cb.history["total"].iloc[-1]:.2%}' in text and 0 < cb.done < 4
+
+def test_fine_tune_does_not_warn(new_learner):
+    learn = new_learner(splitter=split)
+    assert not about(told(learn.fine_tune, 1, .01, cbs=PruneCB(.9)), 'frozen')
+    assert zeros(learn) == round(.9*N)
+
+def test_a_pruner_that_waits_does_not_stop_another(new_learner):
+    learn = new_learner()
+    learn.model[0].requires_grad_(False)
+    head, body = PruneCB(.9, exclude='0'), PruneCB(.5, exclude=['3', '5'])
+    assert len(about(told(learn.fit, 1, .01, cbs=[head, body]), 'frozen')) == 1
+    assert zeros(learn) == round(.9*240) and head.finished and not body.finished
+
+# success reported by a count only: empty layers
+
+def tiny_middle():
+    model = mlp()
+    with torch.no_grad(): model[3].weight.mul_(1e-6)
+    return model
+
+def test_an_empty_layer_is_named_once(new_learner):
+    learn, cb = new_learner(model=tiny_middle()), PruneCB(.9, schedule=gradual(n=5))
+    texts = told(learn.fit, 2, 0., cbs=cb)
+    text, = about(texts, 'is left')
+    assert "'3.weight'" in text and 'allocation=' in text and 'exclude=' in text
+    assert cb.history['empty'].iloc[-1] == '3.weight' and zeros(learn) == round(.9*N)
+    assert len(about(told(table, learn.model), "'3.weight'")) == 1
+
+def test_a_convolution_of_2304_weights(new_learner):
+    with seeded(0):
+        model = nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 256, 3, padding=1), nn.ReLU(),
+                              nn.Conv2d(256, 1, 3, padding=1), nn.Flatten(), nn.Linear(4, 4096))
+    with torch.no_grad(): model[3].weight.mul_(1e-3)
+    assert model[3].weight.numel() == 2304
+    assert about(told(new_learner(model=model).prune, .9), "'3.weight'")
+
+def test_no_layer_is_empty_no_word(new_learner):
+    learn = new_learner()
+    cb = PruneCB(.9, allocation=erk)
+    assert not about(told(learn.fit, 1, .01, cbs=cb), 'is left') and list(cb.history['empty']) == ['']
+    assert not told(table, learn.model)
+
+class LoRA(nn.Module):
+    "A linear layer with a fresh adapter"
+    def __init__(self):
+        super().__init__()
+        self.base, self.a = nn.Linear(12, 4), nn.Linear(12, 2, bias=False)
+        self.b = nn.Linear(2, 4, bias=False)
+        nn.init.zeros_(self.b.weight)
+    def forward(self, x): return self.base(x) + self.b(self.a(x))
+
+def test_a_layer_that_is_zero_at_the_start_stays_out(new_learner):
+    learn, cb = new_learner(model=LoRA()), PruneCB(.5, schedule=gradual(n=3))
+    assert about(told(learn.fit, 1, .1, cbs=cb), "['b.weight'] are all zero at the start")
+    assert cb.names == ['base.weight', 'a.weight'] and learn.model.b.weight.all()
+    names = cb.names
+    learn.fit(1, .1, cbs=cb)                                        # which is not at the start any more
+    assert cb.names == names and zeros(learn) == round(.5*72)
+
+def test_a_layer_that_was_emptied_stays_in(new_learner):
+    learn = new_learner(model=tiny_middle())
+    told(learn.prune, .9)
+    assert not learn.model[3].weight.any()
+    told(learn.prune, .95)
+    assert zeros(learn) == round(.95*N)
+
+def test_nothing_but_zeros_is_refused(new_learner):
+    learn = new_learner()
+    with torch.no_grad():
+        for w in weights(learn.model).values(): w.zero_()
+    with pytest.raises(ValueError, match='every weight is 0'): learn.prune(.5)
+
+# a substitution of weights ends before backward recomputes
+
+class Saving(nn.Module):
+    "Layers that run again in the backward pass, if asked"
+    def __init__(self, save):
+        super().__init__()
+        self.save = save
+        self.first, self.middle, self.last = nn.Linear(12, 20), nn.Linear(20, 20), nn.Linear(20, 4)
+    def forward(self, x):
+        f = partial(checkpoint, self.middle, use_reentrant=False) if self.save else self.middle
+        return self.last(f(self.first(x).relu()).relu())
+
+@pytest.fixture
+def savers():
+    "The same network, without checkpointing and with it"
+    with seeded(0): plain = Saving(False)
+    saving = Saving(True)
+    saving.load_state_dict(plain.state_dict())
+    return plain, saving
+
+SCORES = {'snip': snip, 'grasp': grasp, 'synflow': synflow, 'iterated snip': iterated(snip, global_, .9, 5),
+          'iterated synflow': iterated(synflow, global_, .9, 5)}
+
+@pytest.mark.parametrize('score', SCORES)
+def test_checkpointing_changes_no_score(savers, score):
+    with seeded(1): batch = (torch.randn(16, 12),), (torch.randint(4, (16,)),)
+    a, b = (score_with(SCORES[score], weights(m), model=lambda: m, batch=lambda: batch,
+                       loss_func=lambda: F.cross_entropy) for m in savers)
+    assert all(torch.allclose(a[n], b[n], rtol=1e-5, atol=1e-8) for n in a)
+
+MAKE = {'iterated': lambda: PruneCB(.9, score=iterated(snip, global_, .9, 5)),
+        'stochastic': lambda: StochasticPruning(.9, .1, n=2, score=snip)}
+
+@pytest.mark.parametrize('make', MAKE)
+def test_checkpointing_changes_no_mask(new_learner, savers, make):
+    a, b = (told_masks(new_learner(model=m), MAKE[make]()) for m in savers)
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+def told_masks(learn, cb):
+    told(learn.prune, cb)
+    return cb.masks
+
+# an interface assumed: loaders
+
+@pytest.mark.parametrize('own', [False, True], ids=['global generator', 'generator of its own'])
+def test_torch_loaders_give_their_first_batch(new_learner, own):
+    gen = generator(0, 'cpu') if own else None
+    def loader(): return torch.utils.data.DataLoader(Pairs(), 16, shuffle=True, generator=gen)
+    learn = new_learner()
+    learn.dls = DataLoaders(loader(), loader())
+    def next_epoch():
+        with seeded(5): return next(iter(learn.dls.train))[0]
+    state, rng = gen and gen.get_state(), torch.get_rng_state()
+    learn.prune(PruneCB(.9, score=snip))
+    assert torch.equal(rng, torch.get_rng_state()) and zeros(learn) == round(.9*N)
+    if not own: return
+    assert torch.equal(state, gen.get_state())
+    next_epoch()
+
+def test_a_loader_without_a_batch_is_refused(new_learner):
+    learn = new_learner()
+    learn.dls = DataLoaders(*[torch.utils.data.DataLoader([], 4)]*2)
+    with pytest.raises(ValueError, match='training loader has none'): learn.prune(.5, score=snip)
+
+class TwoTargets(Pairs):
+    def __getitem__(self, i): return self.x[i], self.y[i], self.y[i] % 2
+
+def two_losses(out, y, z): return F.cross_entropy(out, y) + F.cross_entropy(out[:, :2], z)
+
+@pytest.mark.parametrize('when', ['before training', 'in training'])
+def test_two_targets(new_learner, when):
+    learn, seen = new_learner(), []
+    loader = torch.utils.data.DataLoader(TwoTargets(), 16)
+    learn.dls = DataLoaders(loader, loader)
+    learn.dls.n_inp, learn.loss_func, learn.metrics = 1, two_losses, []
+    def score(ws, model, batch, loss_func):
+        seen.append([len(part) for part in batch])
+        return snip(ws, model, batch, loss_func)
+    cb = PruneCB(.5, score=score)
+    learn.prune(cb) if when == 'before training' else learn.fit(1, .01, cbs=cb)
+    assert seen == [[1, 2]] and zeros(learn) == round(.5*N)
+
+# a rule by Python class; storage stands for identity; a parameter taken for the effective weight
+
+class Text(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.norm, self.f = nn.Embedding(9, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+    def forward(self, x): return self.f(self.norm(self.e(x)))
+
+TOKENS = torch.tensor([[1, 2]])
+FORGOTTEN = {'traced': lambda m: torch.jit.trace(m, TOKENS), 'scripted': torch.jit.script,
+             'exported': lambda m: torch.export.export(m, (TOKENS,)).module(),
+             'unflattened': lambda m: torch.export.unflatten(torch.export.export(m, (TOKENS,))),
+             'part of another': lambda m: nn.Sequential(torch.jit.trace(m, TOKENS), nn.Linear(3, 3))}
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('how', FORGOTTEN)
+def test_networks_without_classes_are_refused(how):
+    model = FORGOTTEN[how](Text().eval())
+    with pytest.raises(ValueError, match='prune the network that it was made from'): weights(model)
+
+def test_symbolic_traces_and_compiled_networks_keep_their_classes():
+    for model in (torch.fx.symbolic_trace(Text()), torch.compile(Text())):
+        assert [n.removeprefix('_orig_mod.') for n in weights(model)] == ['f.weight']
+
+def test_parts_of_one_vector_are_told_apart():
+    net = mlp().eval()
+    expected = macs(net, torch.zeros(1, 12))['MACs'].tolist()
+    vector_to_parameters(parameters_to_vector(net.parameters()), net.parameters())
+    assert len(weights(net)) == 3 and macs(net, torch.zeros(1, 12))['MACs'].tolist() == expected
+
+def test_columns_of_one_matrix_are_no_overlap():
+    both, net = torch.randn(4, 6), nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(3, 4, bias=False))
+    for layer, part in zip(net, both.chunk(2, 1)): layer.weight = nn.Parameter(part)
+    assert list(weights(net)) == ['0.weight', '1.weight']
+
+def mirror(first):
+    "A network whose last layer is the transpose of its first"
+    net = nn.ModuleDict({'first': first, 'last': nn.Linear(4, 9, bias=False)})
+    is_linear = isinstance(first, nn.Linear)
+    net['last'].weight = nn.Parameter(first.weight.T if is_linear else first.weight.view(9, 4))
+    return net
+
+@pytest.mark.parametrize('first', [nn.Linear(9, 4), nn.Embedding(9, 4)], ids=['linear', 'embedding'])
+def test_two_parameters_in_one_memory_are_refused(first):
+    with pytest.raises(ValueError, match='first.weight.*last.weight.*in forward'): weights(mirror(first))
+
+def test_masks_of_torch_are_refused_until_removed():
+    net = mlp()
+    prune.l1_unstructured(net[3], 'weight', amount=.6)
+    with pytest.raises(ValueError, match=r"'3'.*prune.remove\(module, 'weight'\)"): weights(net)
+    prune.remove(net[3], 'weight')
+    prune.l1_unstructured(net[0], 'bias', amount=.5)                # a bias is none of our business
+    assert len(weights(net)) == 3
+
+@pytest.mark.filterwarnings('ignore')
+def test_computed_weights_stay_dense():
+    made = [nn.utils.spectral_norm(nn.Linear(12, 12)), nn.utils.weight_norm(nn.LSTM(12, 12), 'weight_hh_l0')]
+    assert list(weights(nn.Sequential(*made, nn.Linear(12, 4)))) == ['2.weight']
+
+# the model of the Learner taken as fixed
+
+class Average(Callback):
+    "Swaps an average of the weights in for the validation: another model, or its numbers"
+    order = 70
+    def __init__(self, mask, other_model): self.mask, self.other_model, self.seen = mask, other_model, []
+    def before_fit(self): self.ema = copy.deepcopy(self.learn.model)
+    def after_step(self):
+        with torch.no_grad():
+            for a, w in zip(self.ema.parameters(), self.learn.model.parameters()): a.lerp_(w, .1)
+    def before_validate(self):
+        if self.mask: self.learn.hold_masks.apply_to(self.ema)
+        self.own = self.learn.model if self.other_model else copy.deepcopy(self.learn.model.state_dict())
+        if self.other_model: self.learn.model = self.ema
+        else: self.learn.model.load_state_dict(self.ema.state_dict())
+    def after_validate(self):
+        self.seen.append(zeros(self.learn))
+        if self.other_model: self.learn.model = self.own
+        else: self.learn.model.load_state_dict(self.own)
+
+@pytest.mark.parametrize('other_model', [True, False])
+@pytest.mark.parametrize('mask', [True, False])
+def test_an_average_in_the_validation(new_learner, mask, other_model):
+    learn, average = new_learner(), Average(mask, other_model)
+    cb = PruneCB(.9, schedule=one_shot(.5))
+    def use():
+        learn.fit(2, .1, cbs=[cb, average])
+        learn.validate()
+        learn.fit(1, .1)
+    assert not told(use) and zeros(learn) == round(.9*N)
+    assert (average.seen[-1] == round(.9*N)) == mask
+
+def test_another_model_is_masked_or_refused(new_learner):
+    learn = new_learner()
+    cb, other = learn.prune(.9), mlp().to(learn.dls.device)
+    cb.holder.apply_to(other)
+    assert all(torch.equal(w != 0, cb.masks[n]) for n, w in weights(other).items())
+    with pytest.raises(ValueError, match='5.weight'): cb.holder.apply_to(nn.Sequential(*mlp()[:4]))
+
+# a count stands for identity
+
+def test_as_many_zeros_elsewhere_are_noticed(new_learner):
+    learn, other = new_learner(), new_learner()
+    other.prune(.5, score=lambda ws: {n: -w.detach().abs() for n, w in ws.items()})
+    learn.prune(.5)
+    learn.model.load_state_dict(other.model.state_dict())
+    text, = about(told(learn.validate), 'applied again')
+    assert '50.00% when last seen and is 50.00% now' in text and '240 masked weights are not 0' in text
+
+# a layer recognised by name, whose shape has changed
+
+@pytest.mark.parametrize('head', [nn.Linear(10, 7), nn.Linear(10, 1)], ids=['wider', 'would broadcast'])
+def test_a_new_head_is_named_and_finalize_works(new_learner, head):
+    learn = new_learner()
+    cb = learn.prune(.5)
+    learn.model[5] = head.to(learn.dls.device)
+    before = learn.model[5].weight.detach().clone()
+    with pytest.raises(Exception, match='5.weight.*finalize'): learn.fit(1, .1)
+    with pytest.raises(ValueError, match='5.weight'): cb.weights()
+    assert torch.equal(learn.model[5].weight, before)
+    cb.finalize()
+    assert not hasattr(learn, 'hold_masks')
+    learn.model[5] = nn.Linear(10, 4).to(learn.dls.device)
+    learn.prune(.6)
+    assert zeros(learn) >= round(.6*N)
+
+OTHERS = {'nothing to prune': lambda: nn.BatchNorm1d(12),
+          'traced': lambda: torch.jit.trace(mlp().eval(), torch.ones(2, 12)),
+          'lazy': lambda: nn.LazyLinear(4)}
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('other', OTHERS)
+def test_finalize_always_works(new_learner, other):
+    learn = new_learner()
+    cb = learn.prune(.5)
+    learn.model = OTHERS[other]()
+    cb.finalize()
+    assert not hasattr(learn, 'hold_masks')
+
+def test_masks_are_not_broadcast():
+    row = torch.tensor([True, False])
+    with pytest.raises(ValueError, match="'w'.*shape"): apply_({'w': torch.ones(3, 2)}, {'w': row})
+
+# a fallback hides a failure
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), 1e200])
+def test_synflow_does_not_hide_what_is_no_number(bad):
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).double()
+    with torch.no_grad(): net[0].weight[0, 0] = net[1].weight[0, 0] = bad
+    batch = (torch.ones(1, 3).double(),), ()
+    with pytest.raises(ValueError, match='flow'): synflow(weights(net), net, batch)
+
+def test_proportions_may_be_fractions_and_not_all_zero():
+    scores = {n: torch.rand(10, 10) for n in 'abc'}
+    small, large = (proportional(scores, [unit*x for x in (1, 1, 2)], .9) for unit in (.01, 100))
+    assert all(torch.equal(small[n], large[n]) for n in scores)
+    assert sum(int(m.sum()) for m in small.values()) == 30
+    with pytest.raises(ValueError, match='above 0'): proportional(scores, [0, 0, 0], .9)
+
+def test_scores_are_not_broadcast(new_learner):
+    with pytest.raises(ValueError, match=r"'0.weight': a score of shape \(20,\)"):
+        new_learner().prune(.5, score=lambda ws: {n: w.norm(dim=1) for n, w in ws.items()})
+
+# inputs unchecked at the edge
+
+@pytest.mark.parametrize('dtype', [torch.complex64, torch.float8_e4m3fn])
+def test_other_numbers_stay_dense(new_learner, dtype):
+    learn = new_learner()
+    learn.model.extra = nn.Module()
+    learn.model.extra.weight = nn.Parameter(torch.randn(4, 4).to(dtype), requires_grad=False)
+    assert about(told(weights, learn.model), f"{{'extra.weight': '{dtype}'}} stay dense")
+    told(learn.prune, .5)
+    assert sum(int((learn.model[i].weight == 0).sum()) for i in (0, 3, 5)) == round(.5*N)
+    with pytest.raises(ValueError, match='real floating-point'): weights(learn.model.extra)
+
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 3)
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(len(x), -1, 2, 12).transpose(1, 2).chunk(3, -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).mean(1))
+
+def test_grasp_of_attention_predicts_the_gradient_norm():
+    with seeded(0):
+        net, x, y = Attends().double(), torch.randn(4, 5, 8).double(), torch.randint(3, (4,))
+    batch = (x,), (y,)
+    ws = {n: w.detach() for n, w in weights(net).items()}
+    def norm2(ws): return sum((g**2).sum() for g in gradient(ws, net, batch, F.cross_entropy).values()).item()
+    s = grasp(ws, net, batch, F.cross_entropy)['qkv.weight']
+    for i in (0, 70, 140):
+        more, less = ({**ws, 'qkv.weight': ws['qkv.weight'].clone()} for _ in range(2))
+        more['qkv.weight'].view(-1)[i] *= 1 + 1e-5
+        less['qkv.weight'].view(-1)[i] *= 1 - 1e-5
+        assert abs((norm2(more) - norm2(less))/4e-5 - s.view(-1)[i].item()) < 1e-5
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Linear(12, 4)
+    def forward(self, x): return self.f(x), x
+
+@pytest.mark.parametrize('score', [snip, grasp])
+def test_several_outputs(score):
+    net, batch = Pair(), ((torch.randn(5, 12),), (torch.randint(4, (5,)),))
+    ws = weights(net)
+    with pytest.raises(ValueError, match=r'returns a tuple.*out\[0\]'): score(ws, net, batch, F.cross_entropy)
+    assert score(ws, net, batch, lambda out, y: F.cross_entropy(out[0], y))
+
+def test_errors_of_a_loss_are_its_own():
+    net, batch = nn.Linear(12, 4), ((torch.ones(1, 12),), (torch.zeros(1),))
+    def broken(out, y): raise KeyError('mine')
+    with pytest.raises(KeyError, match='mine'): snip(weights(net), net, batch, broken)
+
+def pruners(low, high, **kwargs): return [PruneCB(.9, schedule=high, **kwargs), PruneCB(.5, schedule=low)]
+
+CONTRADICTIONS = [(one_shot(), one_shot()), (gradual(), one_shot(.5)), (one_shot(.8), gradual())]
+
+@pytest.mark.parametrize('low, high', CONTRADICTIONS)
+def test_two_pruners_that_contradict_each_other(new_learner, low, high):
+    with pytest.raises(ValueError, match='0.5 wants 240 zeros.*0.9 makes 432.*lower target first'):
+        new_learner().fit(1, .01, cbs=pruners(low, high))
+
+def test_two_pruners_that_do_not(new_learner):
+    learn = new_learner()
+    learn.fit(2, .01, cbs=pruners(gradual(end=.3), one_shot(.6)))           # one after the other
+    assert zeros(learn) == round(.9*N)
+    new_learner().fit(1, .01, cbs=pruners(one_shot(), one_shot(), exclude=['3', '5']))
+
+@pytest.mark.parametrize('exclude', [nn.Linear, 3, [nn.Linear], torch.ones(2), ['0', None]])
+def test_exclude_that_is_none(new_learner, exclude):
+    for f in (lambda: PruneCB(.5, exclude=exclude), lambda: weights(mlp(), exclude)):
+        with pytest.raises(ValueError, match='names, globs and modules, got.*isinstance'): f()
+
+@pytest.mark.parametrize('power', [-1, 0, float('nan'), float('inf')])
+def test_powers_that_reach_no_target(power):
+    with pytest.raises(ValueError, match='above 0'): gradual(power=power)
+
+# plain tensors come out of fastai's
+
+@pytest.mark.parametrize('score', [snip, grasp])
+def test_masks_can_be_read_again(new_learner, score):
+    learn = new_learner()
+    cb = learn.prune(.5, score=score)
+    file = io.BytesIO()
+    torch.save(cb.masks, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=True)
+    assert all(type(m) is torch.Tensor and torch.equal(m, again[n]) for n, m in cb.masks.items())
+
+def test_gradients_are_plain_tensors(new_learner):
+    learn, cb = new_learner(), PruneCB(.5)
+    cb.learn = learn
+    gs = gradient(weights(learn.model), learn.model, cb.batch(), learn.loss_func)
+    assert {type(g) for g in gs.values()} == {torch.Tensor}

@@ -1,0 +1,196 @@
+"The pages of the reproductions at any state of the rows: none of today's, some, all, and rows that disagree."
+import json
+import os
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+import matplotlib
+import nbformat
+import numpy as np
+import pytest
+import torch
+from prunelab.lab.answers import tally
+from prunelab.lab.engine import experiments
+
+ROOT = Path(__file__).resolve().parent.parent
+REPRO = ROOT/'nbs/repro'
+N = {'valid': 60, 'test': 120}                          # images: few, so that rows are quick to make
+
+# Made-up rows: an arm is right about an image with a probability that depends on its name
+
+def counted(seed, name, p=.8):
+    "Tallies of both splits, the same for the same name and seed"
+    rng = np.random.default_rng([seed, *name.encode()])
+    right = {split: torch.from_numpy(rng.random(n) < p) for split, n in N.items()}
+    return {split: tally(r) for split, r in right.items()}
+
+def population(seed, name, p, draws):
+    "What `record` says of a population"
+    members = [counted(seed, f'{name} {i}', p) for i in range(draws)]
+    counts = {split: [m[split]['right'] for m in members] for split in N}
+    return {'n': N, 'counts': counts, 'median': {'draw': 0, 'test': members[0]['test']},
+            'best': {'draw': 1, 'of': draws, 'test': members[1]['test']}}
+
+def layers(names=('conv1.weight', 'fc1.weight', 'fc2.weight', 'fc3.weight')):
+    return {n: [10, 100] for n in names}
+
+def of_trained(e, seed, p):
+    after = counted(seed, e.name, p(e))
+    return {'before': after, 'after': after, 'sparsity': .8, 'kept': layers()}
+
+def of_found(e, seed, p):
+    kind = {n: [k, size, 'own', .05] for n, (k, size) in layers().items()}
+    return {'sparsity': .8, 'layers': kind, 'before': counted(seed, e.name, p(e))}
+
+def of_without_noise(e, seed, p):
+    return {name: counted(seed, f'{e.name} {name}', p(e, name)) for name in e.params['pruners']}
+
+def of_one_shot(e, seed, p):
+    return {'sigma used': .01, 'no noise': counted(seed, f'{e.name} plain', p(e, 'no noise')),
+            **population(seed, e.name, p(e), e.params['draws'])}
+
+def of_decomposed(e, seed, p):
+    arms = {arm: population(seed, f'{e.name} {arm}', p(e), e.params['draws']) for arm in e.params['arms']}
+    return {'sigma used': .01, 'no noise': counted(seed, e.name, p(e, 'no noise')), **arms}
+
+def of_variances(e, seed, p):
+    ratios = {n: .5 for n in layers()}
+    return {'sigma used': .01, 'dense': ratios, 'no noise': ratios, 'noise': ratios, 'noise to clean': ratios,
+            **{name: ratios for name in e.params['rivals']}}
+
+def of_sweep(e, seed, p):
+    rng, shape = np.random.default_rng(seed), (len(e.params['sigmas']), e.params['draws'])
+    return {'sigma used': e.params['sigmas'], 'n': N['test'], 'flow': rng.random(shape).tolist(),
+            **{k: rng.integers(0, N['test'], shape).tolist() for k in ('noise only', 'pruned')}}
+
+def of_fine_tune(e, seed, p):
+    return {'sigma used': .01, 'curve': [1], **{k: counted(seed, f'{e.name} {k}', p(e))
+                                               for k in ('before', 'last', 'best')}}
+
+def of_searched(e, seed, p):
+    columns = ('gamma', 'sigma', 'valid', 'valid_det', 'test', 'test_det')
+    return {'n': N, 'trials': 5, 'front': {c: [1, 2] for c in columns}}
+
+def made_up(e, seed, p, dense='one network'):
+    "A row; None for what no page reads"
+    make = globals().get(f'of_{e.run.__name__}')
+    if make is None: return None
+    facts = {**counted(seed, 'dense', .95), 'sha256': f'{e.recipe.network} {dense} {seed}'}
+    return {'identity': e.identity, 'seed': seed, 'result': make(e, seed, p), 'dense': facts, 'seconds': 60.}
+
+def level(e, what=''): return .8
+
+DECLARED = {e.name: e for e in experiments()}
+
+@cache
+def made_up_line(name, seed, p, dense):
+    "The same as a line of a file, made once; None for what no page reads"
+    row = made_up(DECLARED[name], seed, p, dense)
+    return row and json.dumps(row)
+
+def results(folder, wanted=lambda e, seed: True, p=level, dense=lambda e: 'one network'):
+    "A folder with the rows of protocol 1 that we have, and made-up ones of protocol 2"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ('stochastic', 'drop', 'extreme'):
+        lines = (REPRO/f'results/{name}.jsonl').read_text().splitlines()
+        earlier = [line for line in lines if 'identity' not in json.loads(line)]
+        (folder/f'{name}.jsonl').write_text('\n'.join(earlier) + '\n')
+    lines = {}
+    for e in DECLARED.values():
+        for seed in e.seeds:
+            line = made_up_line(e.name, seed, p, dense(e)) if wanted(e, seed) else None
+            if line: lines.setdefault(e.paper, []).append(line)
+    for paper, text in lines.items():
+        with open(folder/f'{paper}.jsonl', 'a') as f: f.write('\n'.join(text) + '\n')
+    return folder
+
+@contextmanager
+def inside(folder):
+    before = os.getcwd()
+    os.chdir(folder)
+    try: yield
+    finally: os.chdir(before)
+
+def run(page, folder):
+    "What the page's cells define when they run with these rows; pictures are drawn and thrown away"
+    matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    known, place = {'__name__': 'page'}, "RESULTS = 'results'"
+    cells = [c.source for c in nbformat.read(page, 4).cells[1:] if c.cell_type == 'code']
+    assert sum(place in source for source in cells) == 1
+    with inside(page.parent):
+        for source in cells:
+            if 'nbdev_export' in source: continue
+            source = source.replace(place, f'RESULTS = {str(folder)!r}')
+            exec(compile(source, f'{page.name}: {source[:60]!r}', 'exec'), known)
+    plt.close('all')
+    return known
+
+PAGES = sorted(REPRO.glob('[!.]*.ipynb'))
+
+STATES = { # which units have a row
+    'none': lambda e, seed: False,
+    'some experiments': lambda e, seed: sum(e.name.encode()) % 2 == 0,
+    'some seeds': lambda e, seed: seed < 1,
+    'all': lambda e, seed: True}
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('state', STATES)
+def test_a_page_runs_at_any_state(page, state, tmp_path):
+    run(page, results(tmp_path/'results', STATES[state]))
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+def test_arms_from_different_dense_networks_are_not_compared(page, tmp_path):
+    "The page runs, and says so"
+    def machine(e): return f"machine {'dense' in e.name or 'LAMP' in e.name or 'global' in e.name}"
+    page_of = run(page, results(tmp_path/'results', dense=machine))
+    told = {'1': lambda: page_of['trained'],
+            '2': lambda: page_of['claim_line']('', 'away and back', 'dense'),
+            '3': lambda: page_of['accuracy_line']('', 'lenet5-mnist', 'LAMP')}[page.stem[0]]()
+    assert 'more than one dense network' in told['rows']
+
+# What a page says follows from the rows
+
+def page_1(tmp_path, p): return run(PAGES[0], results(tmp_path/'results', p=p))
+
+def noise_helps(e, what=''):
+    "On ResNet-20: LAMP and no noise bad, noise good"
+    return .95 if what == '' and '/noise' in e.name else .3
+
+def test_the_conclusion_about_noise_and_lamp_follows_the_rows(tmp_path):
+    told = page_1(tmp_path/'a', noise_helps)['titled']['noise, best of ten']
+    assert told == 'noise helps at 60%, 70%, 80%, LAMP at none of 60%, 70%, 80%'
+    swapped = page_1(tmp_path/'b', lambda e, what='': .95 if what == 'LAMP' else .3)
+    swapped = swapped['titled']['noise, best of ten']
+    assert swapped == 'LAMP helps at 60%, 70%, 80%, noise at none of 60%, 70%, 80%'
+    nothing = page_1(tmp_path/'c', lambda e, what='': .5)['titled']['noise, best of ten']
+    assert 'not measured' not in nothing and '60%, 70%, 80%, LAMP' not in nothing
+
+def test_primaries_count_what_has_no_rows_yet(tmp_path):
+    "One complete primary with a tiny p-value: Holm multiplies by all that were declared"
+    only = {'stochastic/resnet20-cifar10/noise 0.1 at 70%'}
+    page = run(PAGES[0], results(tmp_path/'results', lambda e, seed: e.name in only, noise_helps))
+    net = 'resnet20-cifar10'
+    assert set(page['known']) == {net} and len(page['PRIMARY']) == 10
+    assert page['adjusted'][net] == pytest.approx(10*page['known'][net].p)
+
+def test_no_loss_is_a_bound_and_not_a_mean(tmp_path):
+    "Equal arms on few images: the mean loss is small, and nothing is shown"
+    page = run(PAGES[1], results(tmp_path/'results'))
+    assert all('not shown' in v for v in page['verdicts'].values())
+
+def test_worse_is_said_to_be_worse(tmp_path):
+    def p(e, what=''): return .5 if 'away and back' in e.name or 'hybrid: ours' in e.name else .95
+    page = run(PAGES[1], results(tmp_path/'drop', p=p))
+    assert page['known']['lenet5-mnist'].low > 0 and 'worse than' in page['primary_told']('lenet5-mnist')
+    page = run(PAGES[2], results(tmp_path/'extreme', p=p))
+    assert page['known']['lenet5-mnist'].high < 0 and 'below LAMP' in page['primary_told']('lenet5-mnist')
+
+def test_today_s_rows_replace_earlier_ones_only_as_a_whole(tmp_path):
+    whole = run(PAGES[1], results(tmp_path/'all'))
+    part = run(PAGES[1], results(tmp_path/'some', lambda e, seed: 'random' not in e.name))
+    assert whole['is_complete']('lenet300-mnist') and not part['is_complete']('lenet300-mnist')
+    assert set(part['runs']('lenet300-mnist')['name']) == {''}
+    third = run(PAGES[2], results(tmp_path/'third', lambda e, seed: 'hybrid: ERK' not in e.name))
+    assert third['protocol']('lenet5-mnist', 'hybrid') == 'protocol 1'
+    assert third['protocol']('lenet5-mnist', 'found') == 'protocol 2'
