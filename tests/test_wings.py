@@ -11,7 +11,7 @@ TOOLS = [
     'core', 'plotting', 'schedules', 'masks',
     'scores', 'gradient_scores', 'allocation', 'sampling',
     'hold', 'evaluate', 'tails', 'report', 'checkpoint',
-    'callbacks']
+    'callbacks', 'resume']
 METHODS = ['basin', 'landscape', 'probes', 'stochastic', 'drop', 'extreme', 'pareto']
 DOOR = ['all']
 LAB = [f'lab.{name}' for name in (

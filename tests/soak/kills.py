@@ -137,7 +137,8 @@ def code(x):
 def ending(learn, pruner):
     "Hashes of all that a training leaves behind, by name"
     r = learn.recorder
-    knows = ('rows', 'done', 'draws', 'step', 'initial_sparsity', 'moves', 'store', 'born', 'values', 'fits')
+    knows = ('rows', 'done', 'draws', 'step', 'initial_sparsity', 'moves', 'store', 'returned_at',
+             'values', 'fits')
     parts = {
         'weights': dict(learn.model.named_parameters()), 'buffers': dict(learn.model.named_buffers()),
         'optimizer': learn.opt.state_dict(), 'masks': pruner.masks,
