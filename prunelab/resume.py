@@ -444,6 +444,7 @@ def run_facts(
         'optimizer': {'kind': describe(learn.opt_func), 'hypers': describe(list(learn.opt.hypers))},
         'schedules': [_describe_schedules(c) for c in learn.cbs if isinstance(c, ParamScheduler)],
         'callbacks': [type(c).__qualname__ for c in _kept_callbacks(learn)],
+        'holder': sorted(vars(HoldMasks())),        # another release may call things by other names
         'pruners': [_describe_pruner(c) for c in learn.cbs if isinstance(c, PruneCB)]}
 
 # %% ../nbs/09_resume.ipynb #e9500052

@@ -94,6 +94,14 @@ def test_anywhere(tmp_path, whole, stop):
     fit(tmp_path, stop)
     assert same(fit(tmp_path), whole)
 
+@pytest.mark.parametrize('part', resume.PARTS)
+def test_each_part_is_needed(tmp_path, whole, monkeypatch, part):
+    "If one of them is not put back, in the middle of an epoch, another network comes out"
+    fit(tmp_path, ('after_step', 17))
+    get, _ = resume.PARTS[part]
+    monkeypatch.setitem(resume.PARTS, part, (get, lambda learn, saved: None))
+    assert not same(fit(tmp_path), whole)
+
 def test_the_random_state_after_the_fit(tmp_path, whole):
     after = torch.get_rng_state()
     fit(tmp_path, ('after_batch', 20))
