@@ -30,6 +30,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib
@@ -204,7 +205,10 @@ def loaders_state(
     "What decides the orders to come"
     return [[_order(x) for x in _sources(dl)] for dl in learn.dls.loaders]
 
-def put_loaders(learn:Learner, saved:list):
+def put_loaders(
+    learn:Learner,
+    saved:list, # From `loaders_state`
+):
     "The inverse of `loaders_state`"
     for dl, states in zip(learn.dls.loaders, saved, strict=True):
         for x, state in zip(_sources(dl), states, strict=True):
@@ -224,7 +228,10 @@ def model_state(
             'frozen': [n for n, p in params.items() if not p.requires_grad]}
 
 @torch.no_grad()
-def put_model(learn:Learner, saved:dict):
+def put_model(
+    learn:Learner,
+    saved:dict, # From `model_state`
+):
     "The inverse of `model_state`"
     params = dict(learn.model.named_parameters())
     for n, t in [*params.items(), *learn.model.named_buffers()]: t.copy_(saved['tensors'][n])
@@ -244,7 +251,10 @@ def optimizer_state(
     return {'state': learn.opt.state_dict(), 'frozen': getattr(learn.opt, 'frozen_idx', None),
             'scaler': scaler and scaler.state_dict()}
 
-def put_optimizer(learn:Learner, saved:dict):
+def put_optimizer(
+    learn:Learner,
+    saved:dict, # From `optimizer_state`
+):
     "The inverse of `optimizer_state`"
     learn.opt.load_state_dict(saved['state'])
     if saved['frozen'] is not None: learn.opt.frozen_idx = saved['frozen']
@@ -263,14 +273,17 @@ def state_of(
     data = {k: v for k, v in vars(x).items() if k not in CLOCKS and is_data(v)}
     return {'data': data, 'generators': {k: _position(g) for k, g in _owned(x).items()}}
 
-def put_state(x, saved:dict):
+def put_state(
+    x, # A callback or a metric
+    saved:dict, # From `state_of`
+):
     "The inverse of `state_of`"
     if 'own' in saved: return x.load_state_dict(saved['own'])
     vars(x).update(saved['data'])
     for k, position in saved['generators'].items(): _move(vars(x)[k], position)
 
 # %% ../nbs/09_resume.ipynb #e9500038
-def _kept_callbacks(learn): return [c for c in learn.cbs if not isinstance(c, PruneCheckpoint)]
+def _kept_callbacks(learn): return [c for c in learn.cbs if not getattr(type(c), 'is_checkpoint', False)]
 
 def _metrics(learn):
     recorder = vars(learn).get('recorder')
@@ -283,7 +296,10 @@ def callbacks_state(
     return {'callbacks': [state_of(c) for c in _kept_callbacks(learn)],
             'metrics': [state_of(m) for m in _metrics(learn)]}
 
-def put_callbacks(learn:Learner, saved:dict):
+def put_callbacks(
+    learn:Learner,
+    saved:dict, # From `callbacks_state`
+):
     "The inverse of `callbacks_state`"
     for c, state in zip(_kept_callbacks(learn), saved['callbacks'], strict=True): put_state(c, state)
     for m, state in zip(_metrics(learn), saved['metrics'], strict=True): put_state(m, state)
@@ -296,11 +312,16 @@ def put_callbacks(learn:Learner, saved:dict):
 # %% ../nbs/09_resume.ipynb #e9500040
 COUNTERS = ('epoch', 'iter', 'n_iter', 'train_iter', 'pct_train', 'smooth_loss', 'final_record')
 
-def counters_state(learn:Learner) -> dict:
+def counters_state(
+    learn:Learner,
+) -> dict: # Data
     "How far a `Learner` is"
     return {k: vars(learn)[k] for k in COUNTERS if k in vars(learn) and is_data(vars(learn)[k])}
 
-def put_counters(learn:Learner, saved:dict):
+def put_counters(
+    learn:Learner,
+    saved:dict, # From `counters_state`
+):
     "The inverse of `counters_state`"
     vars(learn).update(saved)
 
@@ -320,7 +341,7 @@ def take(
 
 def put(
     learn:Learner, # Made by the same command as the one that `saved` was taken of
-    saved:dict, # From `take`, or some parts of it
+    saved:dict, # From `take`, or some parts of it; its tensors become the optimizer's and the callbacks' own
 ):
     "Put a `Learner` where `saved` was taken"
     for part, data in saved.items(): PARTS[part][1](learn, data)
@@ -387,7 +408,7 @@ def describe(
 ): # What JSON can say; equal for what the same command makes again
     "What an argument is, without addresses and contents"
     if type(x) in PLAIN: return x
-    if isinstance(x, np.generic): return x.item()
+    if isinstance(x, (np.generic, np.ndarray)): return x.tolist()
     if isinstance(x, torch.Tensor): return f'{x.dtype} {tuple(x.shape)}'
     if isinstance(x, dict): return {str(k): describe(v) for k, v in x.items()}
     if isinstance(x, (list, tuple, L)): return [describe(v) for v in x]
@@ -398,6 +419,10 @@ def describe(
 
 def _describe_pruner(cb):
     return {k: describe(v) for k, v in vars(cb).items() if k not in ('learn', '_learn', 'holder')}
+
+def _describe_schedules(cb):
+    "Hyper-parameters at five places; a schedule is a function, and its name says little"
+    return {k: [describe(f(i/4)) for i in range(5)] for k, f in cb.scheds.items()}
 
 def _length(x):
     try: return len(x)
@@ -417,7 +442,9 @@ def run_facts(
         'loss': describe(learn.loss_func), 'epochs': learn.n_epoch,
         'data': [_describe_loader(dl) for dl in learn.dls.loaders],
         'optimizer': {'kind': describe(learn.opt_func), 'hypers': describe(list(learn.opt.hypers))},
+        'schedules': [_describe_schedules(c) for c in learn.cbs if isinstance(c, ParamScheduler)],
         'callbacks': [type(c).__qualname__ for c in _kept_callbacks(learn)],
+        'holder': sorted(vars(HoldMasks())),        # another release may call things by other names
         'pruners': [_describe_pruner(c) for c in learn.cbs if isinstance(c, PruneCB)]}
 
 # %% ../nbs/09_resume.ipynb #e9500052
@@ -456,6 +483,8 @@ def _machine():
 class PruneCheckpoint(Callback):
     "Keeps a training in files: killed and started again by the same command, it ends as if never disturbed"
     order, run_valid = 110, False
+    is_checkpoint = True            # it doesn't keep itself
+
     def __init__(self,
         path, # Folder of this run, made if there is none; delete it when you have what you wanted
         every:float=None, # Minutes between checkpoints, within epochs, too; None: at the end of each epoch
@@ -538,7 +567,8 @@ def _go_on(self:PruneCheckpoint):
     learn, epoch, batch = self.learn, self.saved['epoch'], self.saved['batch']
     place = '' if batch is None else f'batch {batch + 1} of '
     print(f'{self.file}: goes on after {place}epoch {epoch + 1} of {learn.n_epoch}')
-    with_events = learn._with_events
+    progress, with_events = vars(learn).get('progress'), learn._with_events
+    if getattr(progress, 'mbar', None): progress.mbar.update(0)     # a bar wants to begin at 0
 
     def replay(f, event, *args):
         if event == 'epoch' and (learn.epoch < epoch or batch is None):

@@ -14,18 +14,22 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.learner import Learner
 from fastai.optimizer import SGD
 from safetensors.torch import load
 from prunelab import resume
 from prunelab.callbacks import PruneCB
+from prunelab.core import seeded
 from prunelab.drop import DropPruning
 from prunelab.extreme import ExtremeValuePruning, Fitted
+from prunelab.lab.data import get_dls
+from prunelab.lab.models import lenet300
 from prunelab.resume import PruneCheckpoint, decode, encode, is_data
 from prunelab.resume import last_state, previous, read_state, write_state
 from prunelab.schedules import gradual, steps
 from prunelab.stochastic import StochasticPruning
 from prunelab.tails import GEV
-from .soak.kills import METHODS, Runs, differing, learner
+from .soak.kills import CPU, METHODS, Runs, differing, learner, silent
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,6 +94,14 @@ def test_anywhere(tmp_path, whole, stop):
     fit(tmp_path, stop)
     assert same(fit(tmp_path), whole)
 
+@pytest.mark.parametrize('part', resume.PARTS)
+def test_each_part_is_needed(tmp_path, whole, monkeypatch, part):
+    "If one of them is not put back, in the middle of an epoch, another network comes out"
+    fit(tmp_path, ('after_step', 17))
+    get, _ = resume.PARTS[part]
+    monkeypatch.setitem(resume.PARTS, part, (get, lambda learn, saved: None))
+    assert not same(fit(tmp_path), whole)
+
 def test_the_random_state_after_the_fit(tmp_path, whole):
     after = torch.get_rng_state()
     fit(tmp_path, ('after_batch', 20))
@@ -98,7 +110,7 @@ def test_the_random_state_after_the_fit(tmp_path, whole):
 
 def test_a_progress_bar(tmp_path, whole):
     fit(tmp_path, ('after_batch', 20), more=[ProgressCallback()])
-    assert same(fit(tmp_path, more=[ProgressCallback()]), whole)
+    for _ in range(2): assert same(fit(tmp_path, more=[ProgressCallback()]), whole)     # goes on; is finished
 
 def test_a_finished_fit_is_not_trained_again(tmp_path, capsys):
     first, seen = fit(tmp_path), []
@@ -170,6 +182,21 @@ def test_two_commands_in_one_process_are_two_runs_of_one_folder(tmp_path):
     "A second learner begins at the first fit again"
     fit(tmp_path)
     assert fit(tmp_path).keeper.file.name == 'fit-0.safetensors'
+
+def test_packed_images_with_their_augmentation(tmp_path):
+    "The lab's loader makes an order and an augmentation from the number of the epoch"
+    def run(stop=None, folder='run'):
+        with seeded(1): learn = Learner(get_dls('digits', bs=64, augment=True, device=CPU), lenet300(size=8))
+        learn.remove_cb(ProgressCallback)
+        learn.logger = silent
+        cbs = [METHODS['drop'](), PruneCheckpoint(tmp_path/folder, 0), Stop(*(stop or ()))]
+        try: learn.fit(2, 1e-3, cbs=cbs)
+        except Killed: assert stop
+        return learn
+    alone = run(folder='alone')
+    run(('after_step', 25))
+    run(('after_step', 5))
+    assert same(run(), alone)
 
 # Whose checkpoint?
 
@@ -270,7 +297,7 @@ def test_there_and_back(x):
     back = decode(json.loads(text), tensors)
     assert is_data(x) and type(back) is type(x) and text == json.dumps(encode(back, {}))
     if isinstance(x, list) and x: assert [type(i) for i in back] == [type(i) for i in x]
-    if isinstance(x, Fitted): assert torch.equal(back.law.cdf(.5), x.law.cdf(.5))
+    if isinstance(x, Fitted): assert torch.equal(back.distribution.cdf(.5), x.distribution.cdf(.5))
 
 def test_pruners_keep_no_more_than_data():
     extreme = ExtremeValuePruning(schedule=steps(3))
@@ -278,27 +305,29 @@ def test_pruners_keep_no_more_than_data():
         lost = {k for k, v in vars(cb).items() if not is_data(v)}
         assert lost <= {'score', 'allocation', 'select', 'metric', 'back', 'pool', 'how', 'away'}, lost
 
-def test_the_same_command(tmp_path):
-    "A script, killed at random moments from outside, and started until it is through"
+def test_the_same_command(tmp_path, runs):
+    "A script in a process of its own, started twice; the undisturbed one need not be a script"
     script = tmp_path/'script.py'
     script.write_text(SCRIPT)
-    cmd = [sys.executable, '-W', 'ignore', script, tmp_path]
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    def start(*args): return subprocess.run([*cmd, *args], capture_output=True, text=True, env=env)
-    whole, killed, rest = start('alone', '0'), start('run', '25'), start('run', '0')
-    assert (whole.returncode, killed.returncode, rest.returncode) == (0, -signal.SIGKILL, 0), rest.stderr
-    assert whole.stdout.splitlines()[-1] == rest.stdout.splitlines()[-1]
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    def start(die):
+        cmd = [sys.executable, '-W', 'ignore', script, tmp_path, str(die)]
+        return subprocess.run(cmd, capture_output=True, text=True, env=env)
+    killed, rest = start(25), start(-1)
+    assert (killed.returncode, rest.returncode) == (-signal.SIGKILL, 0), rest.stderr
+    assert differing(runs.whole('one_cycle', 'drop'), json.loads(rest.stdout.splitlines()[-1])) == []
 
 SCRIPT = '''
-import os, signal, sys
+import json, os, signal, sys, torch
 from pathlib import Path
 from fastai.callback.core import Callback
 from prunelab.resume import PruneCheckpoint
 from tests.soak.kills import METHODS, ending, learner
 class Die(Callback):
     def after_step(self):
-        if self.train_iter == int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)
+        if self.train_iter == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)
+torch.set_num_threads(1)
 learn, pruner = learner(Path(sys.argv[1])), METHODS['drop']()
-learn.fit_one_cycle(3, 1e-2, cbs=[pruner, PruneCheckpoint(Path(sys.argv[1])/sys.argv[2], every=0), Die()])
-print(sorted(ending(learn, pruner).items()))
+learn.fit_one_cycle(3, 1e-2, cbs=[pruner, PruneCheckpoint(Path(sys.argv[1])/'run', every=0), Die()])
+print(json.dumps(ending(learn, pruner)))
 '''

@@ -9,6 +9,7 @@ import pickle
 import random
 import shutil
 import signal
+import sys
 import time
 from functools import partial
 from itertools import count
@@ -38,6 +39,7 @@ from prunelab.scores import random_score
 from prunelab.stochastic import StochasticPruning
 
 CPU = torch.device('cpu')           # the same bits are promised there
+torch.optim.Adam([torch.zeros(1, device=CPU, requires_grad=True)])      # the first one imports for seconds
 
 METHODS = {
     'random': lambda: PruneCB(.8, score=random_score, schedule=gradual(end=.9, n=12)),
@@ -135,7 +137,8 @@ def code(x):
 def ending(learn, pruner):
     "Hashes of all that a training leaves behind, by name"
     r = learn.recorder
-    knows = ('rows', 'done', 'draws', 'step', 'initial_sparsity', 'moves', 'store', 'born', 'values', 'fits')
+    knows = ('rows', 'done', 'draws', 'step', 'initial_sparsity', 'moves', 'store', 'returned_at',
+             'values', 'fits')
     parts = {
         'weights': dict(learn.model.named_parameters()), 'buffers': dict(learn.model.named_buffers()),
         'optimizer': learn.opt.state_dict(), 'masks': pruner.masks,
@@ -159,6 +162,7 @@ class Kill(Callback):
 def train(training, method, folder, every, kill=()):
     "One process: from the beginning or a checkpoint to the end, or until it is killed"
     torch.set_num_threads(1)
+    sys.stdout = open(os.devnull, 'w')
     pruner = METHODS[method]()
     cbs = [pruner, Kill(*kill)]                             # the same callbacks in every process
     if every != 'never': cbs.append(PruneCheckpoint(folder/'run', every))
