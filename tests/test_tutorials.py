@@ -64,4 +64,5 @@ def test_solutions_assert_something(cells, exercises):
     assert all(HAS_ASSERTION.search(c.source) for c in cells[exercises + 1:])
 
 def test_nothing_above_the_exercises_is_a_solution(cells, exercises):
-    assert not any('code-fold' in c.source for c in cells[:exercises])
+    "Folded are, besides, assertions and drawings; what is called a solution stands below its question"
+    assert not any('code-summary: "Solution' in c.source for c in cells[:exercises])
