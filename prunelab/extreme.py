@@ -1,4 +1,4 @@
-"""Nobody tells the pruner how sparse the network should become. It looks at the largest weights of each layer and finds out. This page shows what it finds, and what decided it.
+"""Nobody tells the pruner how sparse the network should become. It looks at the largest weights of each layer and finds out. What does it find, and who decided that?
 
 Docs: https://prunelab.github.io/prunelab/extreme.html.md"""
 
@@ -27,7 +27,7 @@ from .tails import Distribution, GPD, fit_gev, fit_gpd, ks
 def blocks(
     w:torch.Tensor, # A weight of two or more dimensions: units first, then inputs, then the kernel
     b:int=9, # Block size: consecutive inputs of one unit
-    kernel:bool=True, # Is a convolution's kernel one block, whatever `b`? If False, `b` weights of a unit everywhere
+    kernel:bool=True, # Is a convolution's kernel one block, whatever `b`? If False, `b` weights everywhere
 ) -> torch.Tensor: # (blocks, size); what does not fill a block is left out, so there may be none
     "The natural blocks of a layer's weight"
     if isinstance(b, bool) or not isinstance(b, (int, np.integer)) or b < 1:
@@ -104,7 +104,7 @@ def fit_peaks(
 ) -> Distribution: # A GPD
     "The distribution of what is above the threshold"
     _refuse_few(len(x) - 1, least)
-    return replace(fit_gpd(x, x[-1]), rate=above)           # the fit has seen nothing else, and takes it for all
+    return replace(fit_gpd(x, x[-1]), rate=above)        # the fit has seen nothing but peaks
 
 # %% ../nbs/31_extreme.ipynb #ext31fit2
 @dataclass
@@ -159,7 +159,7 @@ def fit_layers(
     b:int=9, # Block size, see `blocks`
     kernel:bool=True, # Is a convolution's kernel one block, whatever `b`?
     fit=fit_gev, # Of the block maxima: `fit_gev`, `fit_gumbel`
-    above:float=None, # Share in (0,1): fit the peaks that this share of a layer's weights is, not block maxima
+    above:float=None, # Share in (0,1): fit so many peaks over a threshold instead of block maxima
     small:str='dense', # A layer without enough blocks stays 'dense' or takes the 'pooled' distribution
     least:int=30, # How many blocks, or peaks, are enough, at least 10
 ) -> dict: # {name: `Fitted`}; `ValueError` for NaN, or if no layer can be fitted
@@ -214,7 +214,7 @@ class ExtremeValuePruning(PruneCB):
     def __init__(self,
         b:int=9, # Block size: it decides most of the sparsity, b/(b+1) for independent weights
         low:float=.1, # τ_lo: what is less likely to be kept is cut
-        high:float=.9, # τ_hi: what is likelier is kept, and a random number decides between; equal: deterministic
+        high:float=.9, # τ_hi: what is likelier is kept; a random number decides between. Equal: deterministic
         schedule:Schedule=one_shot(), # When: once, or refitted at each step with blocks that grow
         fit=fit_gev, # Of the block maxima: `fit_gev`, `fit_gumbel`
         above:float=None, # Share in (0,1): peaks over a threshold instead of block maxima
@@ -227,9 +227,9 @@ class ExtremeValuePruning(PruneCB):
         _refuse_bad_rule(given, b, low, high, fit, above, small, least)
         super().__init__(None, schedule=schedule, **kwargs)
         self.low, self.high = low, high
-        self.how = dict(b=b, kernel=kernel, fit=fit, above=above, small=small, least=least)     # for `fit_layers`
+        self.how = dict(b=b, kernel=kernel, fit=fit, above=above, small=small, least=least)
         self.fits = {}          # {name: `Fitted`} of the last fit
-        self.store = {}         # {name: weights, masked ones as they were when they fell}, while a schedule runs
+        self.store = {}         # {name: weights without zeros}, while a schedule runs
 
 # %% ../nbs/31_extreme.ipynb #ext31rem1
 @patch
@@ -254,7 +254,8 @@ def propose(self:ExtremeValuePruning,
     seen = ws if one_shot_now else self.remember(ws, held)
     self.fits = fit_layers(seen, **self.how)
     qs = {n: f.q(seen[n]).pow_(t) for n, f in self.fits.items()}
-    masks = extreme_masks(qs, self.low, self.high, (self.seed, 0), held)     # the same random numbers at all steps
+    same_numbers = (self.seed, 0)                                   # at all steps
+    masks = extreme_masks(qs, self.low, self.high, same_numbers, held)
     self.store = {} if t == 1 else seen
     return masks
 

@@ -50,7 +50,7 @@ def sample_exactly(
     if k == 0: return torch.arange(0, device=gen.device)
     rate = min((k + 6*k**.5 + 10)/n, 1)
     places = sample_indices(n, rate, gen)
-    while len(places) < k: places = sample_indices(n, rate, gen)     # happens about once in a billion draws
+    while len(places) < k: places = sample_indices(n, rate, gen)     # hardly ever happens
     order = torch.randperm(len(places), generator=gen, device=gen.device)
     return places[order[:k]].sort().values
 

@@ -1,4 +1,4 @@
-"""The largest of many numbers has a law of its own, and that law comes in one of three shapes, whatever the numbers were. No network is in sight on this page.
+"""The largest of many numbers has a distribution of its own, and it comes in one of three shapes, whatever the numbers were. How do we find which, and how do we know that we did?
 
 Docs: https://prunelab.github.io/prunelab/tails.html.md"""
 
@@ -64,7 +64,7 @@ class GEV(Distribution):
 # %% ../nbs/30_tails.ipynb #def31f7b
 @patch
 def cdf(self:Distribution,
-    x, # Values of any shape that broadcasts; a weight tensor stays on its device, in its dtype (half: float32)
+    x, # Values of any shape that broadcasts; a tensor keeps its device and dtype (half: float32)
 ) -> torch.Tensor: # Probabilities; one tensor of x's size is all the memory used
     """How likely is a value of at most x?
 
@@ -112,8 +112,9 @@ def _each(f, samples, *rest):
     "`f` of every sample in a list; an error says which"
     for i, (x, *args) in enumerate(zip(samples, *rest, strict=True)):
         if torch.as_tensor(x).ndim != 1:
-            raise ValueError(f'a list holds one sample (n,) per layer, but sample {i} has the shape '
-                             f'{tuple(torch.as_tensor(x).shape)}: pass one sample as a tensor, torch.tensor(x)')
+            raise ValueError('a list holds one sample (n,) per layer; '
+                             f'number {i} has the shape {tuple(np.shape(x))}: '
+                             'pass a single sample as a tensor, torch.tensor(x)')
         try: yield f(x, *args)
         except ValueError as e: raise ValueError(f'sample {i} of the list: {e}') from None
 
@@ -146,7 +147,7 @@ def weighted_moments(
 
 # %% ../nbs/30_tails.ipynb #t30mom02
 def l_moments(
-    x, # Block maxima (..., n), at least ten, in any order; or a list of 1-D tensors of any lengths, one per layer
+    x, # Block maxima (..., n), at least ten, in any order; or a list of 1-D tensors, one per layer
     above=None, # Threshold u, a number or one per sample: then the moments are those of x-u among the x > u
 ) -> torch.Tensor: # (5, ...) or (5, layers), float64: λ1, λ2, τ3, τ4 and the share of values used
     "The first two L-moments and the ratios of the third and fourth; `ValueError` that names a bad sample"
@@ -155,8 +156,8 @@ def l_moments(
         thresholds = [None]*len(x) if u is None else u.expand(len(x))
         if not x: raise ValueError('the list of samples is empty: pass one sample (n,) per layer')
         return torch.stack(list(_each(l_moments, x, thresholds)), -1)
+    if not np.ndim(x): raise ValueError('one number is no sample: pass block maxima of shape (n,)')
     x = _sorted(x)
-    if not x.ndim: raise ValueError('one number is no sample: pass block maxima of shape (n,)')
     n = x.shape[-1]
     # Excesses over the threshold; without one over the smallest value, so that a constant sample has width 0
     low = x[..., :1].sum(-1) if u is None else u.to(x.device)
@@ -182,7 +183,7 @@ def solve_shape(
 
     f(k) = (1 - 3⁻ᵏ)/(1 - 2⁻ᵏ) - (3 + τ₃)/2 = 0"""
     c = 2/(3 + t3) - log(2)/log(3)
-    k = 7.8590*c + 2.9554*c**2 + 1e-7                   # the parabola; at k = 0 both sides of the fraction vanish
+    k = 7.8590*c + 2.9554*c**2 + 1e-7           # the parabola, but not 0, where f is 0/0
     for _ in range(rounds):
         a = -torch.expm1(-k*log(3))                     # 1 - 3⁻ᵏ
         b = -torch.expm1(-k*log(2))                     # 1 - 2⁻ᵏ
@@ -233,7 +234,7 @@ def qq(
 
 def mean_excess(
     x, # One sample (n,)
-    u=None, # Thresholds with two values above, or `ValueError`; if None 40 of them that leave at least 20 above
+    u=None, # Thresholds with two values above, or `ValueError`; if None 40 that leave at least 20 above
 ) -> tuple: # Four 1-D tensors: u, mean of x-u above u, its standard error, and how many values are above
     "By how much do values above u exceed it, on average?"
     n, x = len(x), _sorted(x)
@@ -302,7 +303,7 @@ def _refuse_below(x, distribution):
 
 def p_value(
     x, # One sample (n,), blocks independent of each other
-    fit=fit_gev, # `fit_gev`, `fit_gumbel`, or, for values that are all above u, `partial(fit_gpd, threshold=u)`
+    fit=fit_gev, # `fit_gev`, `fit_gumbel`, or, for values above u, `partial(fit_gpd, threshold=u)`
     draws:int=999, # Bootstrap samples
     blocks:int=1000, # A larger sample is tested on a random subset of this size: very many reject everything
     seed=0, # Of the subset and the bootstrap

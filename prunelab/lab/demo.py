@@ -43,7 +43,7 @@ def _learner(model, seed):
     learn.remove_cb(ProgressCallback)
     return learn
 
-# %% ../../nbs/lab/60_demo.ipynb #53f4f686
+# %% ../../nbs/lab/60_demo.ipynb #afe69da8
 def train(
     seed:int, # Decides the initial weights, the order of the data and the validation split
     epochs:int=30, # Epochs of one-cycle training
@@ -63,7 +63,7 @@ def tested(
     "Correct answers on the official test set"
     return round(learn.validate(2)[1]*len(learn.dls.test.dataset))
 
-# %% ../../nbs/lab/60_demo.ipynb #daddf3cb
+# %% ../../nbs/lab/60_demo.ipynb #c0157ca6
 def prune_and_tune(
     learn:Learner, # Dense, from `train`; untouched
     cb:PruneCB=None, # The method; dense control if None
@@ -108,7 +108,7 @@ def _of_one_network(seed, sparsities, epochs, tune):
     yield found
     yield row(TOLD, 'found', METHODS[TOLD](found['sparsity'], ws))
 
-# %% ../../nbs/lab/60_demo.ipynb #8fe9bd3d
+# %% ../../nbs/lab/60_demo.ipynb #e9ae0483
 def run(
     seeds=range(5), # One dense network each
     sparsities=(.9, .96, .98), # Targets
@@ -129,7 +129,7 @@ def _accuracy(r, when):
     spread = f' ± {100*share.std():.1f}' if len(share) > 1 else ''
     return f"{r[when].sum():,.0f}/{r['n'].sum():,} = {share.mean():.1%}{spread}"
 
-# %% ../../nbs/lab/60_demo.ipynb #68dff183
+# %% ../../nbs/lab/60_demo.ipynb #9c07a6c9
 def summary(
     rows:pd.DataFrame, # From `run`
 ) -> pd.DataFrame: # One row per target and method, as text
@@ -172,7 +172,7 @@ def _finding(told):
     return (f'At {1/(1 - p):.0f}× {pruned.idxmax()} keeps {pruned.max():.0%}, '
             f'plain magnitude {tuned["global magnitude"]:.0%} (dense: {tuned["dense"]:.0%})')
 
-# %% ../../nbs/lab/60_demo.ipynb #80d0d7d4
+# %% ../../nbs/lab/60_demo.ipynb #0d9d9396
 def plot(
     rows:pd.DataFrame, # From `run`
 ): # Figure

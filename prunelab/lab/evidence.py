@@ -197,4 +197,4 @@ def entry(
     if not one_dense(found, [a.name, b.name]): lack = f'more than one dense network, {MIXED}'
     if known is None: return {**EMPTY, 'rows': str(lack)}
     d, right, protocol = known
-    return line_of(d, right, error, 'protocol 2' if protocol == 2 else f'protocol 1; of 2: {lack}')
+    return line_of(d, right, error, 'protocol 2' if protocol == 2 else f'protocol 1 (protocol 2: {lack})')
