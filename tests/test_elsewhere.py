@@ -3,7 +3,7 @@ import json, os, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest, torch
 from tests.elsewhere import table
-from tests.elsewhere.__main__ import environment, run, run_all, threads
+from tests.elsewhere.__main__ import environment, every, once, run, run_all, threads
 from tests.elsewhere.machine.another_machine import change_weight_, rounding
 from tests.elsewhere.training import training_pages
 
@@ -149,9 +149,24 @@ def test_a_killed_run_keeps_what_it_had(tmp_path, capsys):
     def keep(found):
         kept.append({name: dict(row) for name, (_, row) in found.items()})
         if len(kept) == 2: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): run_all([first, second], [1, 2], 600, keep)
+    with pytest.raises(KeyboardInterrupt): run_all(every([first, second], 2), 600, keep)
     assert [sum(map(len, found.values())) for found in kept] == [1, 2]
     assert capsys.readouterr().out.count('machine 1: ') == 2
+
+def test_each_page_once():
+    "`make test` runs no page twice, and each of the machines has pages of its own"
+    pages, training = [*'abcdefg'], [*'bcdfg']
+    plan = once(pages, 3, training)
+    assert plan == {None: ['a', 'e'], 1: ['b', 'f'], 2: ['c', 'g'], 3: ['d']}
+
+def test_each_page_once_on_this_machine_or_another(tmp_path):
+    "Weights that are known hold here only; a page without training is not sent elsewhere"
+    known = page(tmp_path/'known.ipynb', START, 'test_eq(weight, torch.empty(3, 4).uniform_(-.5, .5))')
+    fits = page(tmp_path/'fits.ipynb', 'def fit(learn): learn.fit(1)', 'import os',
+                'assert "ELSEWHERE_MACHINE" in os.environ')
+    res = elsewhere(f'{known} {fits}', '--each-once')
+    assert res.returncode == 0 and '2 of 2 runs hold' in res.stdout, res.stdout
+    assert f'this machine: {known}: holds' in res.stdout and f'machine 1: {fits}: holds' in res.stdout
 
 def test_in_the_committed_table_every_run_holds():
     rows = table.read(ROOT/'tests/elsewhere/table.md')

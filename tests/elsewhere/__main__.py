@@ -17,7 +17,7 @@ COLOUR = re.compile(r'\x1b\[[\d;]*m')
 PAGE_LINE = re.compile(r'File "<ipython-input[^\n]*\n')    # in a traceback, where library code has a file
 ERROR = re.compile(r'^[\w.]+(?:Error|Exception|Exit|Interrupt|Warning)\b', re.M)
 
-def threads(machine): return 2 - machine % 2
+def threads(machine): return 1 if machine is None else 2 - machine % 2
 
 def environment(machine, since):
     "The variables that make a process another machine; None is this one"
@@ -57,24 +57,35 @@ def name(page):
     "As a reader of the repository would write it"
     return str(page.relative_to(ROOT) if page.is_relative_to(ROOT) else page)
 
-def results(pages, machines, limit):
+def every(pages, machines):
+    "{machine: pages}, all pages on each"
+    return {machine: pages for machine in range(1, machines + 1)}
+
+def once(pages, machines, training):
+    "{machine: pages}, each page on one: those of `training` on another one in turn, the others on this one"
+    plan = {None: [p for p in pages if p not in training]}
+    for machine in range(1, machines + 1): plan[machine] = training[machine - 1::machines]
+    return plan
+
+def results(plan, limit):
     """(page, machine, failure or None, seconds) of each run when it ends
 
     Machine by machine, as many pages at once as cores allow."""
     since = time.time()
-    for machine in machines:
+    for machine, pages in plan.items():
         with ThreadPoolExecutor(max(1, os.cpu_count() // threads(machine))) as pool:
             runs = {pool.submit(run, page, machine, since, limit): page for page in pages}
             for ended in as_completed(runs): yield runs[ended], machine, *ended.result()
 
-def run_all(pages, machines, limit, keep):
+def run_all(plan, limit, keep):
     """{page's name: (torch, {machine: failure or None})}
 
     Says each result when it's there, and then hands all of them so far to `keep`."""
     torch, found = version('torch').partition('+')[0], {}
-    for page, machine, failure, seconds in results(pages, machines, limit):
+    for page, machine, failure, seconds in results(plan, limit):
         found.setdefault(name(page), (torch, {}))[1][machine] = failure
-        print(f'machine {machine}: {name(page)}: {failure or "holds"} ({seconds:.0f} s)', flush=True)
+        where = 'this machine' if machine is None else f'machine {machine}'
+        print(f'{where}: {name(page)}: {failure or "holds"} ({seconds:.0f} s)', flush=True)
         keep(found)
     return found
 
@@ -83,20 +94,23 @@ def main(
     pages:str='', # Notebooks, separated by spaces; all of nbs/ if none
     machines:int=3, # How many machines
     training:bool=False, # Of these pages only those that assert outcomes of training
+    each_once:bool=False, # Each page once: on another machine if it asserts how training ends, else on this
     table_file:str='', # Table to keep: rows of these pages are replaced, others stay
     limit:int=3600, # Seconds that a page may take
 ):
     "Run pages on simulated other machines; exit status 1 if one fails"
     chosen = [Path(p).resolve() for p in pages.split()] or sorted((ROOT/'nbs').rglob('[!.]*.ipynb'))
+    if each_once and table_file: sys.exit('a table has all machines of a page: leave out --each-once')
     missing = [str(p) for p in chosen if not p.is_file()]    # nbdev-test would say that all of nothing holds
     if missing: sys.exit(f'no such page: {missing}')
-    if training: chosen = training_pages(chosen, sorted((ROOT/'prunelab').rglob('*.py')))
+    trains = training_pages(chosen, sorted((ROOT/'prunelab').rglob('*.py'))) if training or each_once else []
+    plan = once(chosen, machines, trains) if each_once else every(trains if training else chosen, machines)
     before, begin = table.read(table_file) if table_file else {}, time.monotonic()
     def keep(found):
         if table_file: table.write(table_file, {**before, **found})
-    found = run_all(chosen, range(1, machines + 1), limit, keep)
+    found = run_all(plan, limit, keep)
     failures = [failure for _, row in found.values() for failure in row.values()]
     failed = sum(failure is not None for failure in failures)
-    print(table.markdown(found))
+    if not each_once: print(table.markdown(found))
     print(f'{len(failures) - failed} of {len(failures)} runs hold, in {time.monotonic() - begin:.0f} seconds')
     sys.exit(failed > 0)
