@@ -7,7 +7,7 @@ USE    := .venv/installed
 DEV    := .venv/installed-dev
 RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: demo test test-lowest elsewhere install config export nbs readme docs docs-serve lint style hooks dist bench clean
+.PHONY: demo test test-lowest soak elsewhere install config export nbs readme docs docs-serve lint style hooks dist bench clean
 .NOTPARALLEL:
 
 demo: $(USE)             ## train on digits, prune with every method, print the table, save the figure
@@ -77,6 +77,9 @@ dist: $(DEV)             ## wheel and source archive in dist/; the wheel prunes 
 	rm -rf build dist
 	$(RUN) python -m build
 	$(RUN) python tests/dist_smoke.py dist/*.whl
+
+soak: $(DEV)             ## what takes too long for `make test`: a hundred trainings killed, each ends as if it were not
+	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak 100
 
 bench: $(DEV)            ## ratios against the peers, measured side by side on this machine
 	@$(RUN) python -m tests.bench

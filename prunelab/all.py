@@ -7,11 +7,12 @@ Docs: https://prunelab.github.io/prunelab/all.html.md"""
 # %% auto #0
 __all__ = ['weights', 'seeded', 'generator', 'house_style', 'magnitude', 'random_score', 'lamp_score', 'snip', 'grasp', 'synflow',
            'iterated', 'global_', 'uniform', 'erk', 'lamp', 'layerwise', 'Schedule', 'one_shot', 'steps', 'gradual',
-           'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'evaluate_population', 'correct', 'PruneCB', 'sample_indices',
-           'sample_exactly', 'sample_subset', 'table', 'macs', 'sizes', 'plot_layers', 'save_sparse', 'load_sparse',
-           'to_sparse_cpu', 'StochasticPruning', 'stochastic_prune', 'best', 'median', 'DropPruning',
-           'ExtremeValuePruning', 'noise', 'perturb', 'population', 'slice1d', 'slice2d', 'interpolate',
-           'recalibrate_bn', 'variance_ratio', 'gradient_flow', 'search', 'front', 'plot_front', 'F1', 'F2']
+           'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'evaluate_population', 'correct', 'PruneCB',
+           'PruneCheckpoint', 'sample_indices', 'sample_exactly', 'sample_subset', 'table', 'macs', 'sizes',
+           'plot_layers', 'save_sparse', 'load_sparse', 'to_sparse_cpu', 'StochasticPruning', 'stochastic_prune',
+           'best', 'median', 'DropPruning', 'ExtremeValuePruning', 'noise', 'perturb', 'population', 'slice1d',
+           'slice2d', 'interpolate', 'recalibrate_bn', 'variance_ratio', 'gradient_flow', 'search', 'front',
+           'plot_front', 'F1', 'F2']
 
 # %% ../nbs/60_all.ipynb #a1100003
 # ruff: noqa: F401 — these names are imported to be handed on
@@ -31,6 +32,7 @@ from .pareto import F1, F2, front, plot_front, search
 from .plotting import house_style
 from .probes import gradient_flow, recalibrate_bn, variance_ratio
 from .report import macs, plot_layers, sizes, table
+from .resume import PruneCheckpoint
 from .sampling import sample_exactly, sample_indices, sample_subset
 from .schedules import Schedule, gradual, one_shot, steps
 from .scores import lamp_score, magnitude, random_score
@@ -41,8 +43,8 @@ _all_ = ['weights', 'seeded', 'generator', 'house_style',                       
          'magnitude', 'random_score', 'lamp_score', 'snip', 'grasp', 'synflow', 'iterated',
          'global_', 'uniform', 'erk', 'lamp', 'layerwise',
          'Schedule', 'one_shot', 'steps', 'gradual',
-         'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'evaluate_population', 'correct', 'PruneCB',
-         'sample_indices', 'sample_exactly', 'sample_subset',
+         'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'evaluate_population', 'correct',
+         'PruneCB', 'PruneCheckpoint', 'sample_indices', 'sample_exactly', 'sample_subset',
          'table', 'macs', 'sizes', 'plot_layers', 'save_sparse', 'load_sparse', 'to_sparse_cpu',
          'StochasticPruning', 'stochastic_prune', 'best', 'median',              # methods
          'DropPruning', 'ExtremeValuePruning',

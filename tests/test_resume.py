@@ -236,6 +236,10 @@ def test_a_loader_that_gives_less(tmp_path):
     with pytest.raises(ValueError, match='only 3'):
         learn.fit_one_cycle(3, 1e-2, cbs=[METHODS['random'](), PruneCheckpoint(tmp_path/'run', 0), Stop()])
 
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, 'num_distrib', lambda: 2)
+    with pytest.raises(ValueError, match='several: leave it out'): fit(tmp_path)
+
 @pytest.mark.parametrize('bad', [-1, float('nan')])
 def test_minutes_that_are_none(tmp_path, bad):
     with pytest.raises(ValueError, match='minutes'): PruneCheckpoint(tmp_path, every=bad)
