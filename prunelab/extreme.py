@@ -104,7 +104,8 @@ def fit_peaks(
 ) -> Distribution: # A GPD
     "The distribution of what is above the threshold"
     _refuse_few(len(x) - 1, least)
-    return replace(fit_gpd(x, x[-1]), rate=above)        # the fit has seen nothing but peaks
+    # `fit_gpd` counts the share above the threshold among what it's given, and that was peaks only
+    return replace(fit_gpd(x, x[-1]), rate=above)
 
 # %% ../nbs/31_extreme.ipynb #ext31fit2
 @dataclass
@@ -243,13 +244,14 @@ def remember(self:ExtremeValuePruning,
 
 @patch
 def propose(self:ExtremeValuePruning,
-    t:float, # Position of the schedule, in (0,1]
+    t:float, # Progress of the schedule, in (0,1]
 ) -> dict: # {name: bool mask}
     "Fit the distributions again, and keep each weight with probability qᵗ"
     ws = self.weights()
     held = {n: self.holder.masks[n].to(w.device) for n, w in ws.items()}
     already_found = self.finished or (self.done > 0 and not self.store)
-    if already_found: return held                                   # finalize() before looking again
+    # The last step has been: what it found holds until `finalize()`, after which a new pruner may look again
+    if already_found: return held
     one_shot_now = self.done == 0 and t == 1
     seen = ws if one_shot_now else self.remember(ws, held)
     self.fits = fit_layers(seen, **self.how)

@@ -151,7 +151,8 @@ def line_of(
     a, b = (percent(r, d.images, error) for r in right)
     over = f'{d.seeds} seeds × {d.images:,} images' if d.seeds > 1 else f'1 network, {d.images:,} images'
     if d.over == 'seeds': over = f'{d.seeds} seeds'
-    return {'A, %': a, 'B, %': b, 'A − B, points': f'{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]',
+    # z in a format: what rounds to 0 has no minus sign
+    return {'A, %': a, 'B, %': b, 'A − B, points': f'{d.mean:+z.2f} [{d.low:+z.2f}, {d.high:+z.2f}]',
             'detectable': f'{d.detectable:.2f}', 'n': over, 'rows': rows}
 
 def old_difference(
