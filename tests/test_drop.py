@@ -205,14 +205,12 @@ def test_reaches_the_target_exactly(new_learner, allocation, kwargs):
     assert cb.done == len(cb.schedule.at) and len(cb.history) == 8
 
 def test_chance_never_goes_below_the_target(new_learner):
-    learn = new_learner()
     for seed in range(8):                                             # so close to it that draws overshoot
         schedule = Schedule([0, .2, .4, .6], [.6, .9, .999, 1])
         cb = DropPruning(.9, away=.8, schedule=schedule, seed=seed)
-        learn.add_cb(cb)
+        new_learner(cbs=cb)
         for t in schedule.progress: take(cb, t)
         assert max(cb.history['total']) <= round(.9*N)/N + 1e-9 and masked(cb) == round(.9*N)
-        cb.finalize()
 
 def test_without_chance_it_is_gradual_magnitude(new_learner):
     found = []
