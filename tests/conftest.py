@@ -1,5 +1,6 @@
-"A small `Learner` for the tests: a fixed random task, no data on disk, on every device there is."
+"A small `Learner` for the tests: a fixed random task, no data on disk, on every device; and a browser."
 import os
+import shutil
 os.environ.setdefault('MPLBACKEND', 'agg')
 import pytest
 import torch
@@ -51,3 +52,20 @@ def new_learner(tmp_path, device):
     "A function that makes such a `Learner`"
     def make(**kwargs): return make_learner(tmp_path, device, **kwargs)
     return make
+
+# In one place, since a process has one browser
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+OPTIONS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+           '--disable-background-networking', '--disable-component-update', '--disable-sync']
+
+@pytest.fixture(scope='session')
+def browser():
+    if not CHROMIUM:
+        said = 'no Chromium is installed (Debian: apt-get install chromium)'
+        pytest.fail(said) if os.environ.get('PRUNELAB_NEEDS_BROWSER') == '1' else pytest.skip(said)
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield b
+        b.close()

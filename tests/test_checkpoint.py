@@ -100,7 +100,7 @@ def test_tied_weight_is_written_once(tmp_path):
     assert sum(n.startswith(('0.weight', '2.weight')) for n in entries) == 2       # bits and values, once
 
 class Odd(nn.Module):
-    "Buffers of all kinds, and a parameter that is a view of another"
+    "Buffers of all kinds, and one that is a view of a parameter"
     def __init__(self):
         super().__init__()
         self.l = nn.Linear(9, 9)
@@ -108,13 +108,20 @@ class Odd(nn.Module):
         self.register_buffer('lost', torch.ones(2), persistent=False)
         self.register_buffer('flag', torch.tensor(True))
         self.register_buffer('none', torch.zeros(0, 4))
-        self.view = nn.Parameter(self.l.weight.data[0])               # shares storage, is another tensor
+        self.register_buffer('view', self.l.weight.data[0])           # shares storage, is another tensor
 
 def test_buffers_and_odd_modules(tmp_path):
     net = Odd()
     state = load_sparse(save_sparse(net, tmp_path/'x'))
     def numbers(state): return {n: t.byte() if t.dtype == torch.bool else t for n, t in state.items()}
     assert same_state(numbers(state), numbers(net.state_dict())) and 'lost' not in state
+
+def test_a_parameter_that_is_a_view_of_another_is_refused(tmp_path):
+    net = Odd()
+    net.row = nn.Parameter(net.l.weight.data[0])
+    with pytest.raises(ValueError, match="'row' and 'l.weight' are two parameters in the same memory"):
+        save_sparse(net, tmp_path/'x')
+    assert not list(tmp_path.iterdir())
 
 def test_channels_last(tmp_path):
     net = small().to(memory_format=torch.channels_last)

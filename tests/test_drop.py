@@ -206,6 +206,7 @@ def test_reaches_the_target_exactly(new_learner, allocation, kwargs):
 
 def test_chance_never_goes_below_the_target(new_learner):
     for seed in range(8):                                             # so close to it that draws overshoot
+        learn = new_learner()
         schedule = Schedule([0, .2, .4, .6], [.6, .9, .999, 1])
         cb = DropPruning(.9, away=.8, schedule=schedule, seed=seed)
         new_learner(cbs=cb)

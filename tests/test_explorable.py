@@ -8,7 +8,7 @@ import pytest
 from nbconvert import HTMLExporter
 from prunelab.plotting import explorable
 from .test_project import execute, printed
-from .test_site import LOOK, Quiet, browser, make  # noqa: F401 (a fixture)
+from .test_site import LOOK, Quiet, make
 
 LABELS = ['4', '9 & more', '25 <b>']
 
@@ -40,7 +40,8 @@ def page(*shown):
 # ---- as text
 
 def test_the_same_pictures_are_the_same_page():
-    assert slider().html == slider().html and not plt.get_fignums()
+    open_before = plt.get_fignums()
+    assert slider().html == slider().html and plt.get_fignums() == open_before
 
 def test_nothing_is_fetched_and_nothing_has_a_name():
     text = slider().html

@@ -3,9 +3,7 @@ import html
 import http.server
 import importlib.util
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -212,11 +210,6 @@ def test_no_two_pages_share_a_name(tmp_path, names):
 
 # ---- in a browser
 
-BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
-OPTIONS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-           '--disable-background-networking', '--disable-component-update', '--disable-sync']
-
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
 
@@ -227,17 +220,6 @@ def address(built):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f'http://127.0.0.1:{server.server_port}'
         server.shutdown()
-
-@pytest.fixture(scope='session')
-def browser():
-    if not CHROMIUM:
-        said = 'no Chromium is installed (Debian: apt-get install chromium)'
-        pytest.fail(said) if os.environ.get('PRUNELAB_NEEDS_BROWSER') == '1' else pytest.skip(said)
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield b
-        b.close()
 
 @pytest.fixture(scope='session')
 def reader(browser):
