@@ -209,7 +209,7 @@ def test_chance_never_goes_below_the_target(new_learner):
         learn = new_learner()
         schedule = Schedule([0, .2, .4, .6], [.6, .9, .999, 1])
         cb = DropPruning(.9, away=.8, schedule=schedule, seed=seed)
-        new_learner(cbs=cb)
+        learn.add_cb(cb)
         for t in schedule.progress: take(cb, t)
         assert max(cb.history['total']) <= round(.9*N)/N + 1e-9 and masked(cb) == round(.9*N)
 
