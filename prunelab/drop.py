@@ -6,7 +6,7 @@ Docs: https://prunelab.github.io/prunelab/drop.html.md"""
 
 # %% auto #0
 __all__ = ['unimportant', 'drop_away', 'drop_back', 'fraction', 'beyond', 'follow', 'expected_size', 'fading', 'DropPruning',
-           'Moves']
+           'Moves', 'pool_share']
 
 # %% ../nbs/20_drop.ipynb #eda21d44
 from dataclasses import dataclass, fields
@@ -311,3 +311,18 @@ def plot_flips(self:DropPruning,
     ax.set(xlabel='pruning step, first to last', ylabel='weights')
     ax.set_yscale('symlog', linthresh=100)
     return ax
+
+# %% ../nbs/20_drop.ipynb #3a09d55f
+def pool_share(
+    sparsity:float, # Target: fraction removed, in [0,1)
+    away=.5, # α in (0,1], or a function of progress t
+    back=fading, # β in [0,1), or a function of progress t
+    schedule:Schedule=gradual(n=20), # When to step, and the size to follow
+) -> float: # Where it's above 1, `DropPruning` refuses
+    "The largest share of the survivors that any step before the last calls unimportant"
+    n, ts = 10**6, [t for t in schedule.progress if t < 1]
+    removed = n - kept(n, sparsity)
+    if not ts: return 0.
+    away, back = ([p(t) if callable(p) else p for t in ts] for p in (away, back))
+    sizes = expected_size(n, [n - t*removed for t in ts], away, back)
+    return float((sizes['asked']/sizes['before']).max())

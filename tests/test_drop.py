@@ -14,8 +14,8 @@ from prunelab.allocation import erk, global_, uniform
 from prunelab.callbacks import PruneCB
 from prunelab.core import generator, weights
 from prunelab.drop import DropPruning, beyond, drop_away, drop_back, expected_size, fading, follow, fraction
-from prunelab.drop import unimportant
-from prunelab.schedules import Schedule, gradual, steps
+from prunelab.drop import pool_share, unimportant
+from prunelab.schedules import Schedule, gradual, one_shot, steps
 from prunelab.scores import random_score
 from .conftest import make_learner
 
@@ -156,6 +156,30 @@ def test_expected_size_with_probabilities_of_each_step_and_a_start():
     f = expected_size(100, [40, 30], [.5, 1.], [.1, 0.], follow, start=50)
     assert f['kept'].tolist() == [40, 30] and f['before'].tolist() == [50, 40]
     assert f['asked'].tolist() == [(50 - 40 + 5)/.5, 10]
+
+POOLS = [{}, dict(away=.9), dict(away=1, back=.02), dict(away=lambda t: .5 + .4*t)]
+
+@pytest.mark.parametrize('kwargs', POOLS, ids=['default', 'away', 'numbers', 'functions'])
+def test_the_largest_pool_is_the_one_that_training_meets(new_learner, kwargs):
+    schedule, shares = gradual(n=8), []
+    cb = DropPruning(.9, schedule=schedule, exact=True, **kwargs)
+    new_learner(cbs=cb)
+    for t in schedule.progress[:-1]:
+        shares.append(cb.pool_size(cb.masks, t)/count(cb.masks) if cb.masks else None)
+        take(cb, t)
+    seen = max(s for s in shares if s is not None)
+    assert abs(pool_share(.9, schedule=schedule, **kwargs) - seen) < .02
+
+@pytest.mark.parametrize('n', [8, 10, 12, 14, 16, 20])
+def test_more_than_all_is_what_the_callback_refuses(n):
+    share = pool_share(.95, away=.3, schedule=gradual(n=n))
+    if share <= 1: return DropPruning(.95, away=.3, schedule=gradual(n=n))
+    with pytest.raises(ValueError, match='cannot go from'):
+        DropPruning(.95, away=.3, schedule=gradual(n=n))
+
+def test_a_single_step_has_no_pool_and_a_target_is_a_fraction():
+    assert pool_share(.9, schedule=one_shot()) == 0
+    with pytest.raises(ValueError, match='did you mean 0.9'): pool_share(90)
 
 # the callback's target
 
