@@ -1,6 +1,8 @@
 "A small `Learner` for the tests: a fixed random task, no data on disk, on every device; and a browser."
+import importlib.util
 import os
 import shutil
+from pathlib import Path
 os.environ.setdefault('MPLBACKEND', 'agg')
 import pytest
 import torch
@@ -12,6 +14,15 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from torch import nn
 from prunelab.core import seeded
+
+ROOT = Path(__file__).resolve().parent.parent
+
+def docs_script(name):
+    "A script of docs/ as a module"
+    spec = importlib.util.spec_from_file_location(f'docs_{name}', ROOT/f'docs/{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 def quiet(row): pass
 

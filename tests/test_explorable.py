@@ -5,6 +5,7 @@ import threading
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from nbconvert import HTMLExporter
 from prunelab.plotting import explorable
 from .test_project import execute, printed
@@ -166,7 +167,6 @@ def test_it_stands_on_the_page_s_own_ground_in_the_dark(opened, address):
     assert 'invert' in box.locator('img').evaluate('e => getComputedStyle(e).filter')
 
 def test_axe_finds_nothing(opened, address):
-    axe = pytest.importorskip('axe_playwright_python.sync_playwright')
     tab = opened(f'{address}/index.html')
-    found = axe.Axe().run(tab, context='figure.explorable').response['violations']
+    found = Axe().run(tab, context='figure.explorable').response['violations']
     assert not found, [v['id'] for v in found]

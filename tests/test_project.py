@@ -3,7 +3,6 @@ import ast
 import builtins
 import filecmp
 import html
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -12,20 +11,14 @@ from configparser import ConfigParser
 from pathlib import Path
 import nbformat
 import pytest
+from .conftest import docs_script
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PAGES = sorted((ROOT/'nbs').rglob('[!.]*.ipynb'))
 MODULES = [p for p in sorted((ROOT/'prunelab').rglob('*.py')) if not p.name.startswith('_')]
 
-def load(script):
-    "A script of docs as a module"
-    spec = importlib.util.spec_from_file_location(f'docs_{script}', ROOT/f'docs/{script}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-execute = load('execute')
+execute = docs_script('execute')
 
 def name_of(path): return path.relative_to(ROOT/'nbs').as_posix()
 def read(path): return nbformat.read(path, as_version=4)

@@ -1,7 +1,6 @@
 "The website: built once from the committed outputs, read as files, and read in a browser."
 import html
 import http.server
-import importlib.util
 import json
 import re
 import subprocess
@@ -11,18 +10,12 @@ from functools import partial
 from pathlib import Path
 import nbformat
 import pytest
+from .conftest import docs_script
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = sorted(p for p in (ROOT/'nbs').rglob('[!.]*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 
-def load_site():
-    "docs/site.py, which is a script, as a module"
-    spec = importlib.util.spec_from_file_location('prunelab_site', ROOT/'docs/site.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-site = load_site()
+site = docs_script('site')
 PAGES = {site.nbpath2html(p.relative_to(ROOT/'nbs')).with_suffix('').as_posix(): p for p in NBS}
 NAMES = [*sorted(PAGES), 'reference']
 

@@ -1,6 +1,5 @@
 "What keeps the project in order: configuration, ruff, the git hook, the report of style, the guide"
 import ast
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -8,17 +7,11 @@ import sys
 from pathlib import Path
 import nbformat
 import pytest
+from .conftest import docs_script
 
 ROOT = Path(__file__).resolve().parent.parent
 
-def tool(name):
-    "A script of docs/ as a module"
-    spec = importlib.util.spec_from_file_location(f'docs_{name}', ROOT/f'docs/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-config, hooks, lint, style = (tool(name) for name in ('config', 'hooks', 'lint', 'style'))
+config, hooks, lint, style = (docs_script(name) for name in ('config', 'hooks', 'lint', 'style'))
 
 # ---- configuration
 

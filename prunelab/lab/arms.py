@@ -146,8 +146,7 @@ def propose(self:Regrow,
     returning = 0 if t == 1 else round(self.grow(t)*pruned)
     goal = kept(n, self.initial_sparsity + (self.target - self.initial_sparsity)*t)
     gradients = gradient(ws, get_model(self.learn.model), self.batch(), self.learn.loss_func)
-    plain = {n: g.as_subclass(torch.Tensor) for n, g in gradients.items()}   # fastai's losses make TensorBase
-    return regrown(ws, plain, masks, goal, returning)
+    return regrown(ws, gradients, masks, goal, returning)
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00039
 def by_score(
