@@ -2,10 +2,10 @@
 import json
 import pytest
 from prunelab.lab.drop import ARMS
+from prunelab.lab.experiment import rehearsal
 from prunelab.lab.extreme import RULES
-from prunelab.lab.head_to_head import (COMBINED, EXPERIMENTS, GRID, GRIDS, PRIMARY, RESNET20, SEARCHES, TUNED, arm,
-                                       drawn, filled, noisy)
-from prunelab.lab.head_to_head import tuned
+from prunelab.lab.head_to_head import (
+    COMBINED, EXPERIMENTS, GRID, GRIDS, PRIMARY, RESNET20, SEARCHES, TUNED, arm, drawn, filled, noisy, tuned)
 from prunelab.lab.training import dense
 from .rehearse import check_block, distinct, rehearse
 
@@ -17,7 +17,8 @@ def of(cell): return [e for e in GRIDS if e.name.split('/')[1] == cell]
 def test_all_arms_at_every_sparsity(cell):
     told = {}
     for e in of(cell):
-        if not isinstance(e.params['sparsity'], dict): told.setdefault(e.params['sparsity'], []).append(e.params['pruner'])
+        p = e.params['sparsity']
+        if not isinstance(p, dict): told.setdefault(p, []).append(e.params['pruner'])
     assert told.pop(0.) == [None]
     assert all(specs == [*GRID.values(), *COMBINED.values()] for specs in told.values())
     assert [*told] == ([.8, .95] if 'resnet' in cell else [.8, .9, .95, .98, .99])
@@ -107,7 +108,6 @@ def test_every_search_is_rehearsed(e, cache):
     assert r['after']['valid']['right'] == best['right'] and abs(r['sparsity'] - e.params['sparsity']) < 2e-3
 
 def test_a_search_repeats_itself(cache):
-    from prunelab.lab.experiment import rehearsal
     e = rehearsal(SEARCHES[0])
     net = dense(e.recipe, 0, cache, 'cpu')
     assert tuned(net, 0, **e.params) == tuned(net, 0, **e.params)
