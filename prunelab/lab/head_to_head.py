@@ -109,7 +109,8 @@ GRIDS = [
 
 # %% ../../nbs/lab/34_head_to_head.ipynb #h2htun02
 SHARES = {'score': ['one of', ['magnitude', 'LAMP']], 'allocation': ['one of', ['global', 'uniform', 'ERK']]}
-WHEN = {'schedule.end': ['float', .2, .9], 'schedule.steps': ['int', 5, 40], 'schedule.power': ['float', 1., 4.]}
+WHEN = {'schedule.end': ['float', .2, .9], 'schedule.steps': ['int', 5, 40],
+        'schedule.power': ['float', 1., 4.]}
 ODDS = {'away': ['float', .5, 1.], 'back': ['float', 0., .3]}
 BLOCKS = {'allocation.layers of.b': ['int', 4, 25], 'allocation.layers of.low': ['float', 0., .5]}
 RATE = {'lr': ['log', .01, .3]}
@@ -183,10 +184,11 @@ def searches(
     "Everyone tuned with as many trials"
     out = []
     for p, (name, (spec, ranges)) in product((.95, .98), TUNED.items()):
-        params = {'pruner': spec, 'ranges': ranges, 'sparsity': p, 'exclude': [], 'epochs': epochs, 'trials': 24}
+        params = {'pruner': spec, 'ranges': ranges, 'sparsity': p, 'exclude': [], 'epochs': epochs,
+                  'trials': 24}
         tiny = {'epochs': 1, 'trials': 2, 'pruner': with_few_blocks(spec)}
-        out.append(Experiment(f'head_to_head/{cell}/tuned {name} at {p:.0%}', tuned, recipe, params, tiny=tiny,
-                              **kwargs))
+        e = Experiment(f'head_to_head/{cell}/tuned {name} at {p:.0%}', tuned, recipe, params, tiny=tiny, **kwargs)
+        out.append(e)
     return out
 
 SEARCHES = [*searches('lenet300-digits', DIGITS, 10, seeds=TEN, minutes=.6),
