@@ -187,8 +187,8 @@ def searches(
         params = {'pruner': spec, 'ranges': ranges, 'sparsity': p, 'exclude': [], 'epochs': epochs,
                   'trials': 24}
         tiny = {'epochs': 1, 'trials': 2, 'pruner': with_few_blocks(spec)}
-        e = Experiment(f'head_to_head/{cell}/tuned {name} at {p:.0%}', tuned, recipe, params, tiny=tiny, **kwargs)
-        out.append(e)
+        full_name = f'head_to_head/{cell}/tuned {name} at {p:.0%}'
+        out.append(Experiment(full_name, tuned, recipe, params, tiny=tiny, **kwargs))
     return out
 
 SEARCHES = [*searches('lenet300-digits', DIGITS, 10, seeds=TEN, minutes=.6),
