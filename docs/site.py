@@ -193,10 +193,23 @@ class Cards(Processor):
 
 IMAGE_TEXT = re.compile(r'<text[^>]*>([^<]+)</text>')
 
-def fold(d):
-    "(tag, title) of a cell that is folded, from its directives; None if it isn't"
-    if d.get('code-fold', 'false') in ('false', 'show'): return None      # nbdev reads «true» as ''
-    title = d.get('code-summary', 'Code').strip('"\'')
+FIGURE = re.compile(r'\bplt\.|\baxs?\b')
+CHECK, DEFINES = re.compile(r'^\s*(?:assert\b|test_\w+\()', re.M), re.compile(r'^(?:def|class|@)', re.M)
+
+def kind_of(c):
+    "What a reader may skip at first: 'Check' or 'Code of the figure'; None for what reads on"
+    images = [o for o in c.get('outputs', []) if any(k.startswith('image/') for k in o.get('data', {}))]
+    if images and FIGURE.search(c.source): return 'Code of the figure'
+    shows_nothing = not c.get('outputs') and not DEFINES.search(c.source)
+    return 'Check' if shows_nothing and CHECK.search(c.source) else None
+
+def fold(c):
+    "(tag, title) of a cell that is folded: its directives say so, or its kind; None if it isn't"
+    d, kind = c.directives_, kind_of(c)
+    if d.keys() & {'export', 'exports', 'hide_input', 'echo'}: return None
+    wish = d.get('code-fold', 'false' if kind is None else 'true')            # nbdev reads «true» as ''
+    if wish in ('false', 'show'): return None
+    title = d.get('code-summary', kind or 'Code').strip('"\'')
     # Quarto folds the source alone; the result of a solution would tell it
     return ('hide-cell' if title.lower().startswith('solution') else 'hide-input'), title
 
@@ -218,7 +231,7 @@ class Tags(Processor):
         if unknown:
             raise ValueError(f'{unknown} are not directives of this site; it knows {sorted(DIRECTIVES)}')
         if c.cell_type != 'code': return
-        tags, look, folded, image = [], {}, fold(d), image_look(c)
+        tags, look, folded, image = [], {}, fold(c), image_look(c)
         if 'hide_input' in d or d.get('echo') == 'false': tags.append('remove-input')
         if 'hide_output' in d or d.get('output') == 'false': tags.append('remove-output')
         if folded:
