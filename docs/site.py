@@ -213,6 +213,41 @@ def fold(c):
     # Quarto folds the source alone; the result of a solution would tell it
     return ('hide-cell' if title.lower().startswith('solution') else 'hide-input'), title
 
+def is_check(node):
+    "Does this statement assert, and nothing else?"
+    if isinstance(node, (ast.For, ast.With)): return all(map(is_check, node.body))
+    called = node.value.func if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else None
+    return isinstance(node, ast.Assert) or getattr(called, 'id', '').startswith('test_')
+
+def parted(source):
+    "(what a cell does, what it checks), both as code"
+    try: body = ast.parse(source).body
+    except SyntaxError: return source, ''                                     # a magic
+    checks = {i for n in body if is_check(n) for i in range(n.lineno, n.end_lineno + 1)}
+    lines = list(enumerate(source.splitlines(), 1))
+    asserts = '\n'.join(line for i, line in lines if i in checks)
+    return '\n'.join(line for i, line in lines if i not in checks).strip('\n'), asserts
+
+AS_IT_IS = {'hide', 'default_exp', 'export', 'exports', 'hide_input', 'echo', 'code-fold'}
+
+class Checks(Processor):
+    "What a cell asserts, beside what it shows, goes into a cell of its own behind it, to be folded there"
+    def begin(self):
+        cells = []
+        for c in self.nb.cells:
+            cells.append(c)
+            if not self.shows(c): continue
+            does, asserts = parted(c.source)
+            if not (does and asserts): continue
+            c.source = does
+            cells.append(mk_cell(asserts, 'code', outputs=[]))
+        self.nb.cells = cells
+
+    def shows(self, c):
+        "Does a reader see this cell's code and its result?"
+        if c.cell_type != 'code' or not c.get('outputs') or kind_of(c): return False
+        return not c.directives_.keys() & AS_IT_IS
+
 def image_look(c):
     "Alternative text and class of a cell's figure; None if it has none"
     svgs = [''.join(o.get('data', {}).get('image/svg+xml', '')) for o in c.get('outputs', [])]
@@ -263,8 +298,8 @@ def without_links(heading):
     "A heading is no link"
     return re.sub(r'\[(`[^`]*`)\]\([^)]*\)', r'\1', heading[0])
 
-PROCESSORS = [strip_ansi, hide_line, filter_stream_, rm_header_dash, Tags, clean_magics, hide_, add_links,
-              Cards, rm_export]
+PROCESSORS = [strip_ansi, hide_line, filter_stream_, rm_header_dash, Checks, Tags, clean_magics, hide_,
+              add_links, Cards, rm_export]
 
 class Page:
     "One notebook on its way"
