@@ -168,7 +168,8 @@ def our_loader():
 SPECIAL = {f.__name__: f for f in (other_weights, own_seed, without_noise, incomplete_batches, our_loader)}
 
 def job(what):
-    "A special case, or the arguments of `train`"
+    "A special case, a function, or the arguments of `train`"
+    if callable(what): return what()
     return SPECIAL[what]() if isinstance(what, str) else train(**what)
 
 # Processes
