@@ -1,7 +1,7 @@
 """Sixteen noisy networks, pruned and evaluated by two processes of one thread, against one such process.
 
-`python -m tests.bench.bench_processes` prints the rows. It needs two free cores, and both sides must find the same
-accuracies."""
+`python -m tests.bench.bench_processes` prints the rows. It needs two free cores, and both sides must find the
+same accuracies."""
 import time
 import torch
 import torch.distributed as dist
