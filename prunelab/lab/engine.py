@@ -11,6 +11,7 @@ __all__ = ['commit', 'measure', 'duration', 'unit_id', 'run', 'train_network', '
 # %% ../../nbs/lab/50_engine.ipynb #eng00003
 import inspect
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -257,9 +258,9 @@ def connected(
         with dask.Client(scheduler) as client: yield client
         return
     gpu = {'GPU': 1} if torch.cuda.is_available() else {}
-    with (dask.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None,
-                            host='127.0.0.1', resources=gpu) as cluster, dask.Client(cluster) as client):
-        yield client
+    local = dask.LocalCluster(n_workers=workers, threads_per_worker=1, resources=gpu, host='127.0.0.1',
+                              dashboard_address=None, silence_logs=logging.ERROR)
+    with local, dask.Client(local) as client: yield client
 
 # %% ../../nbs/lab/50_engine.ipynb #eng00025
 def experiments() -> list: # Of `Experiment`, in the order in which they should be measured
