@@ -82,8 +82,9 @@ dist: $(DEV)             ## wheel and source archive in dist/; the wheel prunes 
 	$(RUN) python -m build
 	$(RUN) python tests/dist_smoke.py dist/*.whl
 
-soak: $(DEV)             ## what takes too long for `make test`: a hundred trainings killed, each ends as if it were not
+soak: $(DEV)             ## what takes too long for `make test`: a hundred kills, 10,000 steps of two processes, no difference
 	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak 100
+	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak.ranks 10000
 
 bench: $(DEV)            ## ratios against the peers, measured side by side on this machine
 	@$(RUN) python -m tests.bench

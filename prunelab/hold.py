@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from .core import weights
 from .masks import apply_, sparsity
+from .processes import of_first, place
 
 # %% ../nbs/05b_hold.ipynb #b5e5004b
 class HoldMasks(Callback):
@@ -197,8 +198,14 @@ def before_fit(self:HoldMasks):
     if self.missing():              # an error here would leave fastai's lock closed: `before_train` raises it
         warnings.warn(_missing_message(self.missing()))
         return
+    self._take_the_first_ones()
     self.recheck()
     if hasattr(self.learn, 'recorder'): self._add_column()
+
+@patch
+def _take_the_first_ones(self:HoldMasks):
+    "The masks of the first process, where several train together: its weights have come already"
+    if place(self.learn)[1] > 1: self.masks = of_first(self.masks, next(self.learn.model.parameters()).device)
 
 @patch
 def before_train(self:HoldMasks): self.weights()        # raises if the model is another one

@@ -6,7 +6,7 @@ Docs: https://prunelab.github.io/prunelab/lab/training.html.md"""
 
 # %% auto #0
 __all__ = ['CONSTANTS', 'KNOWN', 'FORMAT', 'sgd', 'Recipe', 'learner', 'Bfloat16', 'write', 'read', 'TimeUp', 'Keep', 'clock',
-           'TrainOnly', 'fit', 'fingerprint', 'machine', 'Dense', 'dense']
+           'TrainOnly', 'fit', 'fingerprint', 'machine', 'Dense', 'network_file', 'dense']
 
 # %% ../../nbs/lab/10_training.ipynb #c0960813
 import ctypes, json, os, platform, sys, time, warnings
@@ -450,6 +450,14 @@ def _turn(path, deadline):
     with lock: yield
 
 # %% ../../nbs/lab/10_training.ipynb #fae806c8
+def network_file(
+    recipe:Recipe, # What was trained
+    seed:int, # Likewise
+    cache, # Folder of dense networks
+) -> Path:
+    "Where `dense` keeps a network"
+    return Path(cache)/f'{recipe.name}-{seed}.pt'
+
 def _make(recipe, seed, path, device, deadline, say):
     "Train, or fetch, a dense network and write it to `path`"
     learn, part, seconds = learner(recipe, seed, device), path.with_suffix('.part'), 0
@@ -472,7 +480,7 @@ def dense(
 ) -> Dense: # `TimeUp` if the deadline comes first: then call again; `ValueError` if the file is damaged
     "The network that the recipe makes from this seed: trained once, then read"
     Path(cache).mkdir(parents=True, exist_ok=True)
-    path = Path(cache)/f'{recipe.name}-{seed}.pt'
+    path = network_file(recipe, seed, cache)
     with _turn(path, deadline):
         if not path.exists(): _make(recipe, seed, path, device, deadline, say)
     learn = learner(recipe, seed, device)
