@@ -17,8 +17,9 @@ from .allocation import global_
 from .basin import check_noise, perturb
 from .callbacks import PruneCB
 from .core import generator
-from .evaluate import correct, evaluate_population
+from .evaluate import correct, evaluate_shared
 from .masks import apply_, kept, kth_largest
+from .processes import place, whole
 from .scores import magnitude, score_with
 
 # %% ../nbs/12_stochastic.ipynb #12thr002
@@ -156,6 +157,9 @@ def propose(self:StochasticPruning,
     sigma = absolute_sigma(self.weights(), goal, self.sigma, self.unit)
     batch = cache(self.batch)           # one for all members, and only if the score asks
     draw = partial(self.member, sparsity=goal, sigma=sigma, batch=batch)
-    pruned = (apply_(values, masks) for masks, values in map(draw, range(self.n)))
-    self.values = evaluate_population(get_model(self.learn.model), pruned, self.dls.valid, self.metric)
+    def pruned(i):
+        masks, values = draw(i)
+        return apply_(values, masks)
+    self.values = evaluate_shared(get_model(self.learn.model), pruned, self.n, whole(self.dls.valid),
+                                  self.metric, place(self.learn))
     return draw(self.select(self.values))

@@ -1,11 +1,13 @@
 "Side by side: three networks, one training each, the sparsity told to everybody, and a fair search."
 import json
+import sys
 import pytest
 from prunelab.lab.drop import ARMS
 from prunelab.lab.experiment import rehearsal
 from prunelab.lab.extreme import RULES
 from prunelab.lab.head_to_head import (
-    COMBINED, EXPERIMENTS, GRID, GRIDS, PRIMARY, RESNET20, SEARCHES, TUNED, arm, drawn, filled, noisy, tuned)
+    COMBINED, EXPERIMENTS, GRID, GRIDS, PEERS, PRIMARY, RESNET20, SEARCHES, TUNED, arm, by_fasterai,
+    drawn, filled, noisy, tuned)
 from prunelab.lab.training import dense
 from .rehearse import check_block, distinct, rehearse
 
@@ -95,6 +97,48 @@ def test_every_arm_is_rehearsed(e, cache):
     p = e.params['sparsity']
     if not isinstance(p, dict): assert abs(r['sparsity'] - p) < 2e-3
     assert (r['before'] is None) == ('gradual' in e.name or 'drop' in e.name or 'gradient' in e.name)
+
+@pytest.mark.parametrize('e', PEERS[:3], ids=lambda e: e.name)
+def test_every_peer_is_rehearsed(e, cache):
+    "On the target or near it, which is what the row says"
+    r = rehearse(e, cache)
+    assert abs(r['sparsity'] - e.params['sparsity']) < .03
+    assert (r['before'] is None) == ('fasterai' in e.name) and set(r['versions']) >= {'torch'}
+    left = sum(k for k, _ in r['kept'].values())/sum(n for _, n in r['kept'].values())
+    assert r['sparsity'] == pytest.approx(1 - left)
+
+def test_a_missing_peer_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'fasterai', None)
+    monkeypatch.setitem(sys.modules, 'fasterai.core', None)
+    with pytest.raises(ModuleNotFoundError, match='make peers'): by_fasterai('agp', .9, None)
+
+@pytest.mark.parametrize('e', PEERS[:3], ids=lambda e: e.name)
+def test_every_peer_is_rehearsed(e, cache):
+    "On the target or near it, which is what the row says"
+    r = rehearse(e, cache)
+    assert abs(r['sparsity'] - e.params['sparsity']) < .03
+    assert (r['before'] is None) == ('fasterai' in e.name) and set(r['versions']) >= {'torch'}
+    left = sum(k for k, _ in r['kept'].values())/sum(n for _, n in r['kept'].values())
+    assert r['sparsity'] == pytest.approx(1 - left)
+
+def test_a_missing_peer_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'fasterai', None)
+    monkeypatch.setitem(sys.modules, 'fasterai.core', None)
+    with pytest.raises(ModuleNotFoundError, match='make peers'): by_fasterai('agp', .9, None)
+
+@pytest.mark.parametrize('e', PEERS[:3], ids=lambda e: e.name)
+def test_every_peer_is_rehearsed(e, cache):
+    "On the target or near it, which is what the row says"
+    r = rehearse(e, cache)
+    assert abs(r['sparsity'] - e.params['sparsity']) < .03
+    assert (r['before'] is None) == ('fasterai' in e.name) and set(r['versions']) >= {'torch'}
+    left = sum(k for k, _ in r['kept'].values())/sum(n for _, n in r['kept'].values())
+    assert r['sparsity'] == pytest.approx(1 - left)
+
+def test_a_missing_peer_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'fasterai', None)
+    monkeypatch.setitem(sys.modules, 'fasterai.core', None)
+    with pytest.raises(ModuleNotFoundError, match='make peers'): by_fasterai('agp', .9, None)
 
 def first_of_each(es):
     "One experiment for each method that is tuned"
