@@ -153,7 +153,7 @@ def peer(
     sparsity:float, # Fraction to remove of the linear layers' weights
     epochs:int, # Of training
     lr:float, # At the start; it falls to 0 along half a cosine
-) -> dict: # before (torch alone), after: right; sparsity, kept: as counted; versions of both libraries
+) -> dict: # before (torch alone), after: right; sparsity, kept: as counted; versions of the libraries
     "A network pruned by another library"
     learn, before = net.again(), None
     if tool == 'torch':
@@ -287,7 +287,6 @@ def primary(
 PRIMARY = { # what: (experiment, the one that is subtracted from it)
     'lenet300-digits': primary('lenet300-digits', 'drop at 95%', 'gradual magnitude at 95%'),
     'lenet300-mnist': primary('lenet300-mnist', 'drop at 95%', 'gradual magnitude at 95%'),
-    'resnet20-cifar10': primary('resnet20-cifar10', 'drop at 95%', 'gradual magnitude at 95%'),
     'lenet300-digits, tuned': primary('lenet300-digits', 'tuned drop at 95%', 'tuned old rules at 95%'),
     'lenet300-mnist, tuned': primary('lenet300-mnist', 'tuned drop at 95%', 'tuned old rules at 95%')}
 
