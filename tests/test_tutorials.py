@@ -15,7 +15,7 @@ HEAD = "#| hide\nimport sys\nif 'google.colab' in sys.modules:"
 # What a page does that needs an extra of settings.ini
 NEEDS = {
     'search': re.compile(r'^(?:import|from) .*\boptuna\b', re.M),
-    'parallel': re.compile(r'^from prunelab\.processes import .*\btogether\b', re.M),
+    'parallel': re.compile(r'\bwith together\('),
     'cluster': re.compile(r'\bconnected\(workers=')}
 HAS_ASSERTION = re.compile(r'^ *(assert|test_|check\()', re.M)
 OPTIONS = re.compile(r'#\| code-fold: true\n#\| code-summary: "Solution (\d+)"\n')
