@@ -37,7 +37,7 @@ class PruneCB(Callback):
     run_valid = False                   # batches of validation are none of its business
 
     def __init__(self,
-        sparsity:float, # Target: fraction removed of the weights that are not excluded, in [0,1)
+        sparsity:float, # Target: fraction removed of weights not excluded, in [0,1); None: `propose` finds it
         score=magnitude, # What makes a weight important: a function of {name: weight}, see `prunelab.scores`
         allocation=global_, # How layers share the total: `global_`, `uniform`, `erk`, `lamp`
         schedule:Schedule=one_shot(), # When: `one_shot()`, `steps()`, `gradual()`
@@ -167,7 +167,7 @@ def batch(self:PruneCB) -> tuple: # (inputs, targets), each a tuple of tensors
     return tuple(batch[:n]), tuple(batch[n:])
 
 def _first_batch(loader, seed):
-    "The first batch of fastai's loader or of PyTorch's, whose next epoch is what it would have been"
+    "The first batch of fastai's loader or of PyTorch's, without changing the loader's next shuffle"
     order, gen = copy.deepcopy(getattr(loader, 'rng', None)), getattr(loader, 'generator', None)
     state = gen.get_state() if gen else None
     with seeded(seed):
@@ -205,7 +205,8 @@ def prune_at(self:PruneCB,
     masks, values = self._checked(self.propose(t)) if self.alone else self._agreed(t)
     self.holder.set_masks(masks, values)
     layers = {n: 1 - m.float().mean().item() for n, m in self.masks.items()}
-    seen, now = self.rows[-1]['empty'] if self.rows else (), empty_layers(self.masks)
+    seen = self.rows[-1]['empty'] if self.rows else []
+    now = empty_layers(self.masks)
     warn_of_empty([n for n in now if n not in seen])
     self.rows.append({'step': self.step, **layers, 'total': sparsity(self.masks), 'empty': now})
 

@@ -58,18 +58,6 @@ def absolute_sigma(
     return {n: s*tau for n, s in sigma.items()} if isinstance(sigma, dict) else sigma*tau
 
 # %% ../nbs/12_stochastic.ipynb #7c242616
-def _filled(tensors, gone, value):
-    "The tensors, with `value` where `gone` is True; nothing is gone if `gone` is empty"
-    if not gone: return tensors
-    return {n: t.detach().masked_fill(gone[n], value) for n, t in tensors.items()}
-
-def _refuse_unknown_offers(offers):
-    "Raise a `ValueError` for a name that no score can ask for, such as a misspelt argument"
-    unknown = sorted(set(offers) - {'model', 'batch', 'loss_func'})
-    if not unknown: return
-    raise ValueError(f'stochastic_prune has no argument {unknown}; '
-                     'a score may be offered model, batch and loss_func')
-
 def stochastic_prune(
     ws:dict, # {name: weight}, untouched; leave layers out with `weights(model, exclude)`
     sparsity:float, # Fraction removed, in [0,1)
@@ -91,6 +79,18 @@ def stochastic_prune(
     noisy = _filled(perturb(ws, added, gen, kind), gone, 0)
     scores = score_with(score, noisy, gen=lambda: gen, **offers)
     return allocation(_filled(scores, gone, -torch.inf), sparsity), noisy
+
+def _filled(tensors, gone, value):
+    "The tensors, with `value` where `gone` is True; nothing is gone if `gone` is empty"
+    if not gone: return tensors
+    return {n: t.detach().masked_fill(gone[n], value) for n, t in tensors.items()}
+
+def _refuse_unknown_offers(offers):
+    "Raise a `ValueError` for a name that no score can ask for, such as a misspelt argument"
+    unknown = sorted(set(offers) - {'model', 'batch', 'loss_func'})
+    if not unknown: return
+    raise ValueError(f'stochastic_prune has no argument {unknown}; '
+                     'a score may be offered model, batch and loss_func')
 
 # %% ../nbs/12_stochastic.ipynb #2ca118a8
 def best(

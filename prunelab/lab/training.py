@@ -1,4 +1,4 @@
-"""Every method of a comparison should start from the same dense network. So it is trained once, by a recipe that is written down, in as many pieces as the machine's owner allows, and kept.
+"""Every method of a comparison should start from the same dense network. So we write down a recipe, train once, stop and go on as often as the machine makes us, and keep the result.
 
 Docs: https://prunelab.github.io/prunelab/lab/training.html.md"""
 
