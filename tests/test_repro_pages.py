@@ -12,6 +12,8 @@ import torch
 from prunelab.lab.answers import tally
 from prunelab.lab.compare import Difference
 from prunelab.lab.engine import experiments
+from prunelab.lab.evidence import gather
+from prunelab.lab.head_to_head import GRIDS, advice
 
 ROOT = Path(__file__).resolve().parent.parent
 REPRO = ROOT/'nbs/repro'
@@ -216,7 +218,8 @@ def side_by_side(tmp_path, good):
 
 def test_ours_win_and_lose_by_the_rows(tmp_path):
     ours = side_by_side(tmp_path/'ours', 'drop at')
-    assert ours['winners'](DIGITS, .95)[0] == 'drop' and 'better than' in ours['primary_told'](DIGITS)
+    assert ours['winners'](DIGITS, .95)[0] == 'drop'
+    assert 'drop at 95% is better than' in ours['primary_told'](DIGITS)
     assert 'against the best old rule: ahead at 80% (drop − ' in ours['verdict'](DIGITS)
     tuned = ours['tuned_verdict'](DIGITS, .95)
     assert ' drop (+' in tuned and 'stochastic (' not in tuned
@@ -231,3 +234,13 @@ def test_ours_win_and_lose_by_the_rows(tmp_path):
 def test_losers_are_named(tmp_path):
     page = side_by_side(tmp_path, 'global magnitude at')
     assert page['losers'](DIGITS).count('80%') == len(page['OURS_ALL'])
+
+def test_advice_is_the_plainest_arm_that_the_best_is_not_shown_to_beat(tmp_path):
+    def told(folder, good):
+        made = results(tmp_path/folder, wanted=lambda e, seed: DIGITS in e.name,
+                       p=lambda e, what='': .95 if any(g in e.name for g in good) else .5)
+        return advice(gather(GRIDS, made), DIGITS, .95)
+    assert told('a', ['/drop at'])[:2] == ('drop', 'drop')
+    assert told('b', ['/drop at', '/LAMP with noise at', '/LAMP at'])[0] == 'LAMP'
+    arm, best, d = told('c', [''])
+    assert arm == 'global magnitude' and d.low <= 0

@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(p for p in (ROOT/'nbs').rglob('[!.]*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 NAMES = [
     '01_first_prune', '02_stochastic_pruning', '03_drop_pruning', '04_extreme_value_pruning',
-    '06_write_your_own', '07_your_own_learner', '08_many_gpus']
-PLANNED = {'05_which_one'}
+    '05_which_one', '06_write_your_own', '07_your_own_learner', '08_many_gpus']
+PLANNED = set()
 HEAD = "#| hide\nimport sys\nif 'google.colab' in sys.modules:"
 # What a page does that needs an extra of settings.ini
 NEEDS = {

@@ -6,9 +6,9 @@ Docs: https://prunelab.github.io/prunelab/lab/head_to_head.html.md"""
 
 # %% auto #0
 __all__ = ['GRID', 'FOUND_LAYERS', 'COMBINED', 'RESNET20', 'DIGITS', 'THREE', 'TEN', 'FIVE', 'GRIDS', 'PEERS', 'SHARES', 'WHEN',
-           'ODDS', 'BLOCKS', 'RATE', 'TUNED', 'SEARCHES', 'EXPERIMENTS', 'PRIMARY', 'noisy', 'with_few_blocks', 'arm',
-           'side_by_side', 'by_torch', 'by_fasterai', 'peer', 'peers_on', 'filled', 'drawn', 'tuned', 'searches',
-           'primary']
+           'ODDS', 'BLOCKS', 'RATE', 'TUNED', 'SEARCHES', 'EXPERIMENTS', 'PRIMARY', 'PLAINEST', 'noisy',
+           'with_few_blocks', 'arm', 'side_by_side', 'by_torch', 'by_fasterai', 'peer', 'peers_on', 'filled', 'drawn',
+           'tuned', 'searches', 'primary', 'advice']
 
 # %% ../../nbs/lab/34_head_to_head.ipynb #h2h00003
 from contextlib import redirect_stdout
@@ -23,6 +23,7 @@ from torch.nn.utils import prune
 from ..core import weights
 from .arms import counted, trained
 from .drop import ARMS, DENSE300, GRADUAL
+from .evidence import Arm, compared, missing, one_dense, tallies
 from .experiment import Experiment
 from .extreme import RIVALS, RULES, once
 from .models import UNPRUNED
@@ -152,7 +153,7 @@ def peer(
     sparsity:float, # Fraction to remove of the linear layers' weights
     epochs:int, # Of training
     lr:float, # At the start; it falls to 0 along half a cosine
-) -> dict: # before (torch alone), after: right; sparsity, kept: as counted; versions of both libraries
+) -> dict: # before (torch alone), after: right; sparsity, kept: as counted; versions of the libraries
     "A network pruned by another library"
     learn, before = net.again(), None
     if tool == 'torch':
@@ -286,6 +287,25 @@ def primary(
 PRIMARY = { # what: (experiment, the one that is subtracted from it)
     'lenet300-digits': primary('lenet300-digits', 'drop at 95%', 'gradual magnitude at 95%'),
     'lenet300-mnist': primary('lenet300-mnist', 'drop at 95%', 'gradual magnitude at 95%'),
-    'resnet20-cifar10': primary('resnet20-cifar10', 'drop at 95%', 'gradual magnitude at 95%'),
     'lenet300-digits, tuned': primary('lenet300-digits', 'tuned drop at 95%', 'tuned old rules at 95%'),
     'lenet300-mnist, tuned': primary('lenet300-mnist', 'tuned drop at 95%', 'tuned old rules at 95%')}
+
+# %% ../../nbs/lab/34_head_to_head.ipynb #h2hadv02
+PLAINEST = ['global magnitude', 'uniform', 'ERK', 'LAMP', 'gradual magnitude', 'gradient regrowth',
+            'drop', 'drop, away only', 'drop, back only', 'stochastic, median', 'stochastic, best of ten',
+            'LAMP with noise', 'extreme layers with noise', 'extreme layers with drop', 'random']
+
+def advice(
+    found, # `Evidence`
+    cell:str, # Network and data, as they stand in names
+    p:float, # One of the sparsities of its table
+): # (arm, best arm on validation images, `Difference` best − arm in points); None while rows are missing
+    "The plainest arm that the best one isn't shown to beat"
+    arms = {k: Arm(f'head_to_head/{cell}/{k} at {p:.0%}') for k in PLAINEST}
+    names = [arm.name for arm in arms.values()]
+    if missing(found, names) is not None or not one_dense(found, names): return None
+    right = {k: sum(t['right'] for t in tallies(found, arm, 'valid').values()) for k, arm in arms.items()}
+    best = max(PLAINEST, key=right.get)               # the plainer one if two are equal
+    for k in PLAINEST:
+        d = compared(found, arms[best], arms[k])
+        if d.low <= 0: return k, best, d
