@@ -9,6 +9,7 @@ __all__ = ['non_dominated', 'measure', 'fit', 'F1', 'F2', 'load_optuna', 'search
 
 # %% ../nbs/40_pareto.ipynb #5de82907
 import re
+import time
 from contextlib import contextmanager
 from hashlib import sha256
 from itertools import chain, compress
@@ -153,6 +154,17 @@ def _locked(path):
                            "that ends in .journal, or a database URL such as 'postgresql://...'") from None
     return lock
 
+def _database(url, interval=60, grace=180, attempts=5):
+    "Optuna's storage in a database. Where several workers come first, all make its tables and one succeeds"
+    patience = {'connect_args': {'timeout': 60}} if url.startswith('sqlite') else {}
+    for left in reversed(range(attempts)):
+        try: return load_optuna().storages.RDBStorage(
+            url, heartbeat_interval=interval, grace_period=grace, engine_kwargs=patience,
+            heartbeat_stale_trial_callback=_again)
+        except Exception:
+            if not left: raise
+            time.sleep(.5)
+
 def _nothing(study, trial=None): pass
 
 @contextmanager
@@ -160,10 +172,7 @@ def _opened(storage):
     "An Optuna storage; what a process does with the study when it comes, and before each of its trials"
     storages = load_optuna().storages
     if isinstance(storage, storages.BaseStorage): yield storage, _nothing, _nothing
-    elif '://' in str(storage):
-        patience = {'connect_args': {'timeout': 60}} if str(storage).startswith('sqlite') else {}
-        yield storages.RDBStorage(storage, heartbeat_interval=60, grace_period=180, engine_kwargs=patience,
-                                  heartbeat_stale_trial_callback=_again), _nothing, _nothing
+    elif '://' in str(storage): yield _database(str(storage)), _nothing, _nothing
     elif str(storage).endswith('.journal'):
         workers = _Workers(Path(storage).absolute())
         try: yield _journal(workers.path), workers.sweep, workers.begin

@@ -178,9 +178,7 @@ def test_two_workers_share_a_study(tmp_path):
 def shared(place):
     "What a worker is told about the storage: a journal's path, or a database with a quick heartbeat"
     if place.endswith('.journal'): return place
-    kind = {'connect_args': {'timeout': 60}} if place.startswith('sqlite') else {}
-    return RDBStorage(place, heartbeat_interval=1, grace_period=10, engine_kwargs=kind,
-                      heartbeat_stale_trial_callback=pareto._again)
+    return pareto._database(place, interval=1, grace=10)
 
 def worker(place, name, flag, hangs):
     "A search in a process of its own; one hangs in its third trial, the others wait there for it"
@@ -206,13 +204,19 @@ def test_four_workers_of_which_one_is_killed(tmp_path, place):
     team = [context.Process(target=worker, args=(place, name, flag, i == 0)) for i in range(4)]
     try:
         for p in team: p.start()
-        while not flag.exists() and team[0].exitcode is None: time.sleep(.02)
-    finally: team[0].kill()
-    for p in team: p.join()
+        while not flag.exists() and all(p.exitcode is None for p in team): time.sleep(.02)
+        assert flag.exists(), 'a worker failed before the first one hung'
+        team[0].kill()
+        for p in team: p.join()
+    finally:
+        for p in team: p.kill()
     assert [p.exitcode for p in team] == [-9, 0, 0, 0]
     if '://' in place: time.sleep(11)                              # until its heart has not beaten for ten
-    study = look(n_trials=21, sampler=RandomSampler, storage=shared(place), name=name)
+    storage = shared(place) if '://' in place else pareto._journal(place)
+    finished = complete(optuna.load_study(study_name=name, storage=storage))
+    study = look(n_trials=len(finished) + 1, sampler=RandomSampler, storage=shared(place), name=name)
     found = complete(study)
+    assert set(finished) < set(found)
     draws = [r[0] for r in found]
     assert len(set(draws)) == len(draws) >= 20 and states(study).count(TrialState.RUNNING) == 0
     dead = [t for t in study.trials if t.state == TrialState.FAIL]

@@ -49,7 +49,7 @@ def measured(repeats=5):
 
 def run():
     "Rows {what, ours, peer, ratio, target}: seconds; ratio = peer/ours"
-    first, _ = in_processes([measured])
+    (first,), _ = in_processes([measured])
     assert first['same'], 'they disagree on the accuracies'
     return [dict(what=f'{MEMBERS} members, two processes against one, one thread each', ours=first['both'],
                  peer=first['alone'], ratio=first['alone']/first['both'], target=TARGET)]

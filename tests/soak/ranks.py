@@ -24,6 +24,7 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
+from torch.nn import functional as F
 from prunelab.allocation import erk, global_, lamp, uniform
 from prunelab.callbacks import PruneCB
 from prunelab.core import seeded
@@ -130,9 +131,12 @@ def train(name, epochs=4, norm=False, before=None, **kwargs):
 
 def prune_first(learn): learn.prune(.5)
 
+def gain(out, y): return -F.cross_entropy(out, y, reduction='none')
+
 def other_weights():
-    "Made from a seed of its own in each process, and pruned before they meet"
-    return train('drop', epochs=1, seed=number(), before=prune_first)
+    "Made from a seed of its own in each process, and pruned before they meet; the next pruning comes late"
+    PRUNERS['late'] = lambda: PruneCB(.8, schedule=gradual(start=.6, end=.9, n=3))
+    return train('late', epochs=1, seed=number(), before=prune_first)
 
 def own_seed():
     "A pruner that draws other numbers in each process"
@@ -141,7 +145,7 @@ def own_seed():
 
 def without_noise():
     "Members that are all the same network, evaluated in different processes"
-    PRUNERS['no noise'] = lambda: StochasticPruning(.8, 0., n=4, schedule=SELDOM)
+    PRUNERS['no noise'] = lambda: StochasticPruning(.8, 0., n=4, schedule=SELDOM, metric=gain)
     return train('no noise', norm=True)
 
 def incomplete_batches(): return train('magnitude', epochs=2, drop_last=True, n=N - 4)
