@@ -77,8 +77,9 @@ dist: $(DEV)             ## wheel and source archive in dist/; the wheel prunes 
 	$(RUN) python -m build
 	$(RUN) python tests/dist_smoke.py dist/*.whl
 
-soak: $(DEV)             ## what takes too long for `make test`: a hundred trainings killed, each ends as if it were not
+soak: $(DEV)             ## what takes too long for `make test`: trainings that are killed, the whole product of the promise
 	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak 100
+	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak.promise --table tests/soak/promise.json
 
 bench: $(DEV)            ## ratios against the peers, measured side by side on this machine
 	@$(RUN) python -m tests.bench
