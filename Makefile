@@ -77,9 +77,12 @@ dist: $(DEV)             ## wheel and source archive in dist/; the wheel prunes 
 	$(RUN) python -m build
 	$(RUN) python tests/dist_smoke.py dist/*.whl
 
-soak: $(DEV)             ## what takes too long for `make test`: trainings that are killed, the whole product of the promise
+soak: $(DEV)             ## what takes too long for `make test`: kills, the whole product of the promise, many examples
 	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak 100
 	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak.promise --table tests/soak/promise.json
+	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak.steps 1000000
+	$(RUN) OMP_NUM_THREADS=1 PRUNELAB_EXAMPLES=20 pytest -q tests/test_properties.py
+	$(RUN) OMP_NUM_THREADS=1 PRUNELAB_EXAMPLES=210 pytest -q tests/test_files.py -k 'any_bytes or damaged_file'
 
 bench: $(DEV)            ## ratios against the peers, measured side by side on this machine
 	@$(RUN) python -m tests.bench

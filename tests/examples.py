@@ -1,4 +1,4 @@
-"""How many examples a property is tried with: few in `make test`, always the same, and many in `make soak`.
+"""How many examples a property is tried with: few and the same in `make test`, many and new in `make soak`.
 
 `PRUNELAB_EXAMPLES=50` multiplies all counts by 50 and draws new examples each time."""
 import os

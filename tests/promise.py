@@ -1,7 +1,7 @@
 """What is promised, tried with what people switch on: `keeps(choice)` says which guarantees hold.
 
-A choice is a dict with a value for each of `FACTORS`. The guarantees are those of `test_guarantees.py`, seen in
-one training of a small convolutional network."""
+A choice is a dict with a value for each of `FACTORS`. The guarantees are those of `test_guarantees.py`, which
+are all looked at in one training of a small convolutional network."""
 import tempfile
 import warnings
 from contextlib import redirect_stdout
