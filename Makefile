@@ -7,7 +7,7 @@ USE    := .venv/installed
 DEV    := .venv/installed-dev
 RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: demo test test-lowest soak elsewhere install config export nbs readme docs docs-serve lint style hooks dist bench clean
+.PHONY: demo test test-lowest soak catalogue elsewhere install config export nbs readme docs docs-serve lint style hooks dist bench clean
 .NOTPARALLEL:
 
 demo: $(USE)             ## train on digits, prune with every method, print the table, save the figure
@@ -83,6 +83,10 @@ soak: $(DEV)             ## what takes too long for `make test`: kills, the whol
 	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak.steps 1000000
 	$(RUN) OMP_NUM_THREADS=1 PRUNELAB_EXAMPLES=20 pytest -q tests/test_properties.py
 	$(RUN) OMP_NUM_THREADS=1 PRUNELAB_EXAMPLES=210 pytest -q tests/test_files.py -k 'any_bytes or damaged_file'
+
+catalogue: $(DEV)        ## torchvision, timm, fastai and transformers: each network is pruned, trains a step, and is counted
+	$(BIN)/python -m pip install -q -e '.[catalogue]'
+	@$(RUN) OMP_NUM_THREADS=1 python -m tests.catalogue --table tests/catalogue.jsonl
 
 bench: $(DEV)            ## ratios against the peers, measured side by side on this machine
 	@$(RUN) python -m tests.bench

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import torch
 
-NAMES = ['masks', 'callback', 'loader', 'population', 'train', 'drop', 'tails', 'resume', 'imports']
+NAMES = ['masks', 'callback', 'loader', 'population', 'train', 'drop', 'tails', 'resume', 'imports', 'memory']
 
 def about():
     "The machine in a line"

@@ -25,15 +25,19 @@ def switches():
     others = {k: v for k, v in FACTORS.items() if k not in ('method', 'optimizer')}
     return [{k: x} for k, values in others.items() for x in values[1:]]
 
+def everyone(cases):
+    "Each case with all methods and optimizers; a quarter of the way through each method has met each case"
+    optimizers = [*OPTIMIZERS]
+    turns = range(len(optimizers))
+    for turn, (i, on), (j, m) in itertools.product(turns, enumerate(cases), enumerate(METHODS)):
+        yield {'method': m, 'optimizer': optimizers[(turn + i + j) % len(optimizers)], **on}
+
 def product(share):
-    "Choices: nothing and each switch with all methods and optimizers, then a share of all pairs of switches"
-    both = list(itertools.product(METHODS, OPTIMIZERS))
-    for on, (m, o) in itertools.product([{}, *switches()], both): yield {'method': m, 'optimizer': o, **on}
+    "Choices: nothing and each switch, and then a share of all pairs of switches"
+    yield from everyone([{}, *switches()])
     pairs = [{**a, **b} for a, b in itertools.combinations(switches(), 2) if a.keys() != b.keys()]
-    if not share: return
-    every = round(1/share)
-    for i, (on, (m, o)) in enumerate(itertools.product(filter(possible, pairs), both)):
-        if (i + i//len(both)) % every == 0: yield {'method': m, 'optimizer': o, **on}
+    pairs = [*filter(possible, pairs)]
+    yield from itertools.islice(everyone(pairs), round(share*len(pairs)*len(METHODS)*len(OPTIMIZERS)))
 
 def in_words(choice):
     "What is switched on"
@@ -57,14 +61,16 @@ class Table:
     def rows(self):
         return [{'switch': s, 'guarantee': g, 'runs': n, 'kept': k} for (s, g), (n, k) in self.counts.items()]
 
-def whole(table, share):
-    "The product; a pair of switches counts in a row of its own"
+def whole(table, share, written):
+    "The product; pairs of switches count in one row. `written` is called now and then"
     for i, choice in enumerate(product(share)):
         on = len(choice) - 2
         found = guarded(choice)
         table.add(in_words(choice) if on < 2 else 'any two of these', choice, found)
         bad = [g for g, kept in found.items() if not kept]
-        if bad or i % 50 == 0: print(f'{i:5} {choice}: {bad or "kept"}', flush=True)
+        if bad or i % 20 == 0:
+            print(f'{i:5} {choice}: {bad or "kept"}', flush=True)
+            written()
 
 def kills(table, seed=1):
     "Every training of `kills` with every method, killed up to three times"
@@ -85,9 +91,9 @@ def compiled(table):
         table.add('compiled to machine code', choice, guarded(choice))
         print(f'compiled: {method}', flush=True)
 
-def about(share):
-    "What was run, on what"
-    return {'share of pairs': share, 'torch': torch.__version__, 'fastai': fastai.__version__,
+def about():
+    "On what it was run"
+    return {'torch': torch.__version__, 'fastai': fastai.__version__,
             'python': platform.python_version(), 'processor': platform.machine()}
 
 def main():
@@ -96,12 +102,14 @@ def main():
     parser.add_argument('--table', type=Path, help='write what was found to this file')
     args = parser.parse_args()
     table = Table()
-    whole(table, args.pairs)
+    def written():
+        found = {'about': about(), 'rows': table.rows(), 'broken': table.broken}
+        if args.table: args.table.write_text(json.dumps(found, indent=1) + '\n', encoding='utf8')
+        return found['rows']
+    whole(table, args.pairs, written)
     kills(table)
     compiled(table)
-    found = {'about': about(args.pairs), 'rows': table.rows(), 'broken': table.broken}
-    if args.table: args.table.write_text(json.dumps(found, indent=1) + '\n', encoding='utf8')
-    runs, kept = (sum(r[k] for r in found['rows']) for k in ('runs', 'kept'))
+    runs, kept = (sum(r[k] for r in written()) for k in ('runs', 'kept'))
     print(f'{kept:,} of {runs:,} guarantees kept')
     sys.exit(kept < runs)
 

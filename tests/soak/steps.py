@@ -1,13 +1,13 @@
 """A million steps without a leaked weight: `python -m tests.soak.steps [STEPS]`.
 
-Gradients are random and never 0, optimizers have momentum and decay, and all masked weights are looked at after
-every step. Exit status 1 if one of them isn't 0."""
+Gradients are random and never 0, optimizers have momentum and decay, and after every step all masked weights
+are looked at. Exit status 1 if one of them isn't 0."""
 import sys
 import time
 from functools import partial
 import torch
 from fastai.optimizer import SGD, Adam, OptimWrapper, RMSProp
-import prunelab.callbacks           # gives Learner prune
+from prunelab.callbacks import PruneCB
 from prunelab.core import generator, weights
 from ..conftest import make_learner
 
@@ -21,7 +21,7 @@ def leaked(learn, masks):
 def steps(name, n):
     "Steps after which a masked weight was not 0"
     learn = make_learner(opt_func=OPTIMIZERS[name], wd=.01)
-    masks = learn.prune(.9).masks
+    masks = learn.prune(PruneCB(.9)).masks
     learn.create_opt()
     learn.opt.set_hyper('lr', .01)
     params, gen, bad = list(learn.model.parameters()), generator(('soak', 1), 'cpu'), 0
