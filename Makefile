@@ -7,7 +7,7 @@ USE    := .venv/installed
 DEV    := .venv/installed-dev
 RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: demo test test-lowest soak catalogue elsewhere install config export nbs readme docs docs-serve lint style hooks dist bench clean
+.PHONY: demo test test-lowest soak catalogue elsewhere peers install config export nbs readme docs docs-serve lint style hooks dist bench clean
 .NOTPARALLEL:
 
 demo: $(USE)             ## train on digits, prune with every method, print the table, save the figure
@@ -16,7 +16,7 @@ demo: $(USE)             ## train on digits, prune with every method, print the 
 test: $(DEV)             ## generated files agree with their sources, every notebook runs, every test passes
 	$(RUN) pytest -q tests/test_project.py
 	$(RUN) OMP_NUM_THREADS=1 python -m tests.elsewhere --each-once
-	$(RUN) pytest -q tests --ignore tests/test_project.py
+	$(RUN) OMP_NUM_THREADS=1 pytest -q -n logical --maxprocesses 4 --dist loadfile tests --ignore tests/test_project.py
 
 test-lowest:             ## the same with the lowest versions that settings.ini allows, in .venv-lowest
 	$(PYTHON) -m venv .venv-lowest
@@ -68,6 +68,11 @@ lint: $(DEV)             ## ruff on pages, tests and tools (ruff.toml); its list
 style: $(DEV)            ## size of statements and cells, comments, voice: read it, no number of it is a target
 	@$(RUN) python docs/style.py
 
+peers:                   ## other libraries side by side with ours, in .venv-peers: rows go to nbs/repro/results
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q -e '.[peers,search]'
+	.venv-peers/bin/python -m prunelab.lab.engine --only 'head_to_head/*/peer *'
+
 hooks: $(DEV)            ## git and Jupyter hooks: notebooks stay clean, and what is committed passes ruff
 	$(RUN) nbdev-install-hooks
 	$(RUN) python docs/hooks.py
@@ -79,6 +84,7 @@ dist: $(DEV)             ## wheel and source archive in dist/; the wheel prunes 
 
 soak: $(DEV)             ## what takes too long for `make test`: kills, the whole product of the promise, many examples
 	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak 100
+	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak.ranks 10000
 	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak.promise --table tests/soak/promise.json
 	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak.steps 1000000
 	$(RUN) OMP_NUM_THREADS=1 PRUNELAB_EXAMPLES=20 pytest -q tests/test_properties.py
@@ -92,4 +98,4 @@ bench: $(DEV)            ## ratios against the peers, measured side by side on t
 	@$(RUN) python -m tests.bench
 
 clean:
-	rm -rf .venv build dist *.egg-info _docs _proc .ruff_cache
+	rm -rf .venv .venv-lowest .venv-peers build dist *.egg-info _docs _proc .ruff_cache

@@ -20,7 +20,8 @@ html_math_renderer = 'katex'
 
 html_theme, html_title = 'sphinx_book_theme', CFG['title']
 html_baseurl = f"https://{CFG['user']}.github.io/{CFG['repo']}/"
-html_static_path = [str(HERE/'static')]
+html_static_path, templates_path = [str(HERE/'static')], [str(HERE/'templates')]
+html_sidebars = {'**': ['sidebar-head.html', 'sbt-sidebar-nav.html']}
 html_css_files = ['katex/katex.min.css', 'site.css']
 html_js_files = [('katex/katex.min.js', {'defer': 'defer'}), ('site.js', {'defer': 'defer'})]
 html_logo = html_favicon = str(HERE/'static/logo.svg')
@@ -29,5 +30,5 @@ html_context = {'default_mode': 'auto'}
 html_theme_options = {
     'repository_url': CFG['git_url'], 'repository_branch': CFG['branch'], 'use_repository_button': True,
     'use_download_button': False, 'use_fullscreen_button': False,
-    'logo': {'text': CFG['title'], 'alt_text': CFG['title']},
+    'logo': {'text': CFG['title'], 'alt_text': ''},
     'toc_title': 'On this page', 'show_toc_level': 2}

@@ -10,7 +10,7 @@ from nbdev.migrate import nbdev_migrate_config
 
 ROOT = Path(__file__).resolve().parent.parent
 # A page that is opened in Colab is alone, so its first cell has to name the address (in a file a quote is \")
-ADDRESS = re.compile(r'(pip install -q (?:\\"prunelab\[\w+\] @ )?git\+)[^\'"\\]+')
+ADDRESS = re.compile(r'(pip install -q (?:\\"prunelab\[[\w,]+\] @ )?git\+)[^\'"\\]+')
 
 def settings(root):
     "What settings.ini says"

@@ -14,15 +14,24 @@ from nbdev.clean import clean_nb
 ROOT = Path(__file__).resolve().parent.parent
 # fastai's bars are empty shells once training is over
 PROGRESS = re.compile(r'<progress|fastprogress|\.progress', re.I)
+# A warning begins with a file: the folders before its package are those of this machine
+WARNING = r'(?=:\d+: \w*Warning: )'
+FOLDERS = re.compile(
+    rf'^.*[\\/](?:(?:site|dist)-packages[\\/]|python3\.\d+[\\/]|(?=prunelab[\\/]))(?=\S+\.py{WARNING})', re.M)
+CELL = re.compile(rf'^.*[\\/]ipykernel_\d+[\\/]\d+\.py{WARNING}', re.M)
 LIMIT = 300_000       # bytes of output a notebook may carry, explorables apart
 ENVIRONMENT = {
     'SOURCE_DATE_EPOCH': '0', 'PYTHONHASHSEED': '0',    # the same figure is the same file
     'IN_TEST': '1',       # the last cell exports nothing: the page beside it imports
     'PYTHONWARNINGS': 'ignore::FutureWarning,ignore::DeprecationWarning,ignore::ResourceWarning'}
 
+def without_folders(text):
+    "Warnings that name a file from its package on"
+    return CELL.sub('this cell', FOLDERS.sub('', text))
+
 def clean_stream(o):
-    "Text without what a carriage return has overwritten; None if nothing is left"
-    o.text = re.sub(r'[^\n]*\r(?!\n)', '', o.text)
+    "Text without folders, and without what a carriage return has overwritten; None if nothing is left"
+    o.text = without_folders(re.sub(r'[^\n]*\r(?!\n)', '', o.text))
     return o if o.text.strip() else None
 
 def clean_display(o):

@@ -193,12 +193,60 @@ class Cards(Processor):
 
 IMAGE_TEXT = re.compile(r'<text[^>]*>([^<]+)</text>')
 
-def fold(d):
-    "(tag, title) of a cell that is folded, from its directives; None if it isn't"
-    if d.get('code-fold', 'false') in ('false', 'show'): return None      # nbdev reads «true» as ''
-    title = d.get('code-summary', 'Code').strip('"\'')
+FIGURE = re.compile(r'\bplt\.|\baxs?\b')
+CHECK, DEFINES = re.compile(r'^\s*(?:assert\b|test_\w+\()', re.M), re.compile(r'^(?:def|class|@)', re.M)
+
+def kind_of(c):
+    "What a reader may skip at first: 'Check' or 'Code of the figure'; None for what reads on"
+    images = [o for o in c.get('outputs', []) if any(k.startswith('image/') for k in o.get('data', {}))]
+    if images and FIGURE.search(c.source): return 'Code of the figure'
+    shows_nothing = not c.get('outputs') and not DEFINES.search(c.source)
+    return 'Check' if shows_nothing and CHECK.search(c.source) else None
+
+def fold(c):
+    "(tag, title) of a cell that is folded: its directives say so, or its kind; None if it isn't"
+    d, kind = c.directives_, kind_of(c)
+    if d.keys() & {'export', 'exports', 'hide_input', 'echo'}: return None
+    wish = d.get('code-fold', 'false' if kind is None else 'true')            # nbdev reads «true» as ''
+    if wish in ('false', 'show'): return None
+    title = d.get('code-summary', kind or 'Code').strip('"\'')
     # Quarto folds the source alone; the result of a solution would tell it
     return ('hide-cell' if title.lower().startswith('solution') else 'hide-input'), title
+
+def is_check(node):
+    "Does this statement assert, and nothing else?"
+    if isinstance(node, (ast.For, ast.With)): return all(map(is_check, node.body))
+    called = node.value.func if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else None
+    return isinstance(node, ast.Assert) or getattr(called, 'id', '').startswith('test_')
+
+def parted(source):
+    "(what a cell does, what it checks), both as code"
+    try: body = ast.parse(source).body
+    except SyntaxError: return source, ''                                     # a magic
+    checks = {i for n in body if is_check(n) for i in range(n.lineno, n.end_lineno + 1)}
+    lines = list(enumerate(source.splitlines(), 1))
+    asserts = '\n'.join(line for i, line in lines if i in checks)
+    return '\n'.join(line for i, line in lines if i not in checks).strip('\n'), asserts
+
+AS_IT_IS = {'hide', 'default_exp', 'export', 'exports', 'hide_input', 'echo', 'code-fold'}
+
+class Checks(Processor):
+    "What a cell asserts, beside what it shows, goes into a cell of its own behind it, to be folded there"
+    def begin(self):
+        cells = []
+        for c in self.nb.cells:
+            cells.append(c)
+            if not self.shows(c): continue
+            does, asserts = parted(c.source)
+            if not (does and asserts): continue
+            c.source = does
+            cells.append(mk_cell(asserts, 'code', outputs=[]))
+        self.nb.cells = cells
+
+    def shows(self, c):
+        "Does a reader see this cell's code and its result?"
+        if c.cell_type != 'code' or not c.get('outputs') or kind_of(c): return False
+        return not c.directives_.keys() & AS_IT_IS
 
 def image_look(c):
     "Alternative text and class of a cell's figure; None if it has none"
@@ -218,7 +266,7 @@ class Tags(Processor):
         if unknown:
             raise ValueError(f'{unknown} are not directives of this site; it knows {sorted(DIRECTIVES)}')
         if c.cell_type != 'code': return
-        tags, look, folded, image = [], {}, fold(d), image_look(c)
+        tags, look, folded, image = [], {}, fold(c), image_look(c)
         if 'hide_input' in d or d.get('echo') == 'false': tags.append('remove-input')
         if 'hide_output' in d or d.get('output') == 'false': tags.append('remove-output')
         if folded:
@@ -250,8 +298,8 @@ def without_links(heading):
     "A heading is no link"
     return re.sub(r'\[(`[^`]*`)\]\([^)]*\)', r'\1', heading[0])
 
-PROCESSORS = [strip_ansi, hide_line, filter_stream_, rm_header_dash, Tags, clean_magics, hide_, add_links,
-              Cards, rm_export]
+PROCESSORS = [strip_ansi, hide_line, filter_stream_, rm_header_dash, Checks, Tags, clean_magics, hide_,
+              add_links, Cards, rm_export]
 
 class Page:
     "One notebook on its way"

@@ -29,6 +29,21 @@ def by_line(m):
     lines = code.removeprefix('<span></span>').removesuffix('\n').split('\n')
     return head + ''.join(map(as_line, lines)) + end
 
+TABLE = re.compile(r'<table\b.*?</table>', re.S)
+EMPTY_HEADER = re.compile(r'<th\b([^>]*)>(?:\s|<p>|</p>)*</th>')
+FIRST_CELL = re.compile(r'(<tr\b[^>]*>\s*)<td\b([^>]*)>(.*?)</td>', re.S)
+
+def with_headers(m):
+    "A table without empty headers; where the corner was empty, what stands first in a row is its header"
+    head, body, rows = m[0].partition('<tbody')
+    full = EMPTY_HEADER.sub(r'<td\1></td>', head)
+    if full != head: rows = FIRST_CELL.sub(r'\1<th scope="row"\2>\3</th>', rows)
+    return full + body + rows
+
+def accessible(body):
+    "What a screen reader stumbles over: headers that say nothing, and folds called other than they look"
+    return TABLE.sub(with_headers, body.replace('<summary aria-label="Toggle hidden content">', '<summary>'))
+
 def colab_button(config, notebook):
     "The button that opens a page in Colab"
     repo, branch = (config.html_theme_options[f'repository_{k}'] for k in ('url', 'branch'))
@@ -48,7 +63,7 @@ def meta_tags(config, page, title, promise):
 
 def page_context(app, page, template, context, doctree):
     "Complete what Sphinx knows about a page"
-    if 'body' in context: context['body'] = CODE.sub(by_line, context['body'])
+    if 'body' in context: context['body'] = accessible(CODE.sub(by_line, context['body']))
     known = app.prunelab_pages.get(page)
     if not known: return
     context['header_buttons'].insert(0, colab_button(app.config, known['nb']))

@@ -8,7 +8,7 @@ Docs: https://prunelab.github.io/prunelab/all.html.md"""
 __all__ = ['weights', 'seeded', 'generator', 'house_style', 'magnitude', 'random_score', 'lamp_score', 'snip', 'grasp', 'synflow',
            'iterated', 'global_', 'uniform', 'erk', 'lamp', 'layerwise', 'Schedule', 'one_shot', 'steps', 'gradual',
            'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'evaluate_population', 'correct', 'PruneCB',
-           'PruneCheckpoint', 'sample_indices', 'sample_exactly', 'sample_subset', 'table', 'macs', 'sizes',
+           'PruneCheckpoint', 'together', 'sample_indices', 'sample_exactly', 'sample_subset', 'table', 'macs', 'sizes',
            'plot_layers', 'save_sparse', 'load_sparse', 'to_sparse_cpu', 'StochasticPruning', 'stochastic_prune',
            'best', 'median', 'DropPruning', 'ExtremeValuePruning', 'noise', 'perturb', 'population', 'slice1d',
            'slice2d', 'interpolate', 'recalibrate_bn', 'variance_ratio', 'gradient_flow', 'search', 'front',
@@ -31,6 +31,7 @@ from .masks import apply_, keep_top, sparsity
 from .pareto import F1, F2, front, plot_front, search
 from .plotting import house_style
 from .probes import gradient_flow, recalibrate_bn, variance_ratio
+from .processes import together
 from .report import macs, plot_layers, sizes, table
 from .resume import PruneCheckpoint
 from .sampling import sample_exactly, sample_indices, sample_subset
@@ -44,7 +45,8 @@ _all_ = ['weights', 'seeded', 'generator', 'house_style',                       
          'global_', 'uniform', 'erk', 'lamp', 'layerwise',
          'Schedule', 'one_shot', 'steps', 'gradual',
          'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'evaluate_population', 'correct',
-         'PruneCB', 'PruneCheckpoint', 'sample_indices', 'sample_exactly', 'sample_subset',
+         'PruneCB', 'PruneCheckpoint', 'together',
+         'sample_indices', 'sample_exactly', 'sample_subset',
          'table', 'macs', 'sizes', 'plot_layers', 'save_sparse', 'load_sparse', 'to_sparse_cpu',
          'StochasticPruning', 'stochastic_prune', 'best', 'median',              # methods
          'DropPruning', 'ExtremeValuePruning',

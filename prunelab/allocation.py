@@ -13,7 +13,7 @@ from functools import cached_property
 
 import torch
 
-from .masks import DIGITS, digit_counts, flatnonzero, from_ordered_int, keep_top, kept
+from .masks import BASE, digit_counts, flatnonzero, from_ordered_int, keep_top, kept
 from .scores import remaining_share
 
 # %% ../nbs/04b_allocation.ipynb #3223a0b1
@@ -115,9 +115,9 @@ def size_bins(
 ) -> Bins:
     "One layer in bins of the first 16 bits; those without a size are left out"
     dtype, shift = sizes.dtype, 8*sizes.dtype.itemsize - 16
-    counts = digit_counts({'': sizes}, dtype, shift, low=-DIGITS//2)
+    counts = digit_counts({'': sizes}, dtype, shift, low=-BASE//2)
     used = counts.nonzero().flatten()
-    first = (used - DIGITS//2) << shift                             # as integers in the order of the floats
+    first = (used - BASE//2) << shift                             # as integers in the order of the floats
     low, high = from_ordered_int(first, dtype), from_ordered_int(first + (1 << shift) - 1, dtype)
     there = high != -torch.inf
     return Bins(low[there].double(), high[there].double(), counts[used][there])

@@ -26,6 +26,7 @@ from .core import exclusions, generator, inner_model, seeded, weights
 from .plotting import OURS
 from .hold import HoldMasks, holder_of, in_lr_find
 from .masks import empty_layers, kept, sparsity, warn_of_empty
+from .processes import gathered, of_first, place
 from .schedules import Schedule, one_shot
 from .scores import magnitude, score_with
 
@@ -36,7 +37,7 @@ class PruneCB(Callback):
     run_valid = False                   # batches of validation are none of its business
 
     def __init__(self,
-        sparsity:float, # Target: fraction removed of the weights that are not excluded, in [0,1)
+        sparsity:float, # Target: fraction removed of weights not excluded, in [0,1); None: `propose` finds it
         score=magnitude, # What makes a weight important: a function of {name: weight}, see `prunelab.scores`
         allocation=global_, # How layers share the total: `global_`, `uniform`, `erk`, `lamp`
         schedule:Schedule=one_shot(), # When: `one_shot()`, `steps()`, `gradual()`
@@ -150,18 +151,23 @@ def new_generator(self:PruneCB) -> torch.Generator: # On the weights' device
     self.draws += 1
     return generator((self.seed, self.draws), next(iter(self.weights().values())).device)
 
+@patch(as_prop=True)
+def alone(self:PruneCB) -> bool:
+    "Is this process the only one that trains the `Learner` now?"
+    return place(self.learn)[1] == 1
+
 @patch
 def batch(self:PruneCB) -> tuple: # (inputs, targets), each a tuple of tensors
-    "The current training batch, or the first one where no training is running"
-    learn = self.learn
+    "The current training batch, of all processes, or the first one where no training is running"
+    learn, device = self.learn, next(self.learn.model.parameters()).device
     training = getattr(learn, 'training', False) and getattr(learn, 'xb', (None,))[0] is not None
-    if training: return learn.xb, learn.yb
-    batch = to_device(_first_batch(learn.dls.train, self.seed), next(learn.model.parameters()).device)
+    if training: return (learn.xb, learn.yb) if self.alone else gathered((learn.xb, learn.yb), device)
+    batch = to_device(_first_batch(learn.dls.train, self.seed), device)
     n = getattr(learn.dls, 'n_inp', max(len(batch) - 1, 1))
     return tuple(batch[:n]), tuple(batch[n:])
 
 def _first_batch(loader, seed):
-    "The first batch of fastai's loader or of PyTorch's, whose next epoch is what it would have been"
+    "The first batch of fastai's loader or of PyTorch's, without changing the loader's next shuffle"
     order, gen = copy.deepcopy(getattr(loader, 'rng', None)), getattr(loader, 'generator', None)
     state = gen.get_state() if gen else None
     with seeded(seed):
@@ -196,12 +202,23 @@ def prune_at(self:PruneCB,
     "Propose at progress `t`, hand the masks to the holder, and add a row to the history"
     if self.done == 0: self.initial_sparsity = sparsity(self.masks)
     self._refuse_lower_target()
-    masks, values = self._checked(self.propose(t))
+    masks, values = self._checked(self.propose(t)) if self.alone else self._agreed(t)
     self.holder.set_masks(masks, values)
     layers = {n: 1 - m.float().mean().item() for n, m in self.masks.items()}
-    seen, now = self.rows[-1]['empty'] if self.rows else (), empty_layers(self.masks)
+    seen = self.rows[-1]['empty'] if self.rows else []
+    now = empty_layers(self.masks)
     warn_of_empty([n for n in now if n not in seen])
     self.rows.append({'step': self.step, **layers, 'total': sparsity(self.masks), 'empty': now})
+
+@patch
+def _agreed(self:PruneCB, t):
+    "A proposal of several processes: that of the first one, for which all have given what they know"
+    model = inner_model(self.learn.model)
+    device = next(model.parameters()).device
+    buffers = dict(model.named_buffers())
+    for n, first in of_first(buffers, device).items(): buffers[n].copy_(first)
+    masks, values = self._checked(self.propose(t))
+    return of_first(masks, device), of_first(values or {}, device)
 
 @patch
 def _refuse_lower_target(self:PruneCB):

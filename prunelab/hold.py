@@ -19,6 +19,7 @@ from fastcore.basics import patch
 
 from .core import inner_model, weights
 from .masks import apply_, empty_layers, sparsity, warn_of_empty
+from .processes import of_first, place
 
 # %% ../nbs/05b_hold.ipynb #b5e5004b
 class HoldMasks(Callback):
@@ -95,7 +96,7 @@ def add(self:HoldMasks,
 # %% ../nbs/05b_hold.ipynb #5bho1d25
 @patch
 def set_masks(self:HoldMasks,
-    masks:dict, # {name: bool tensor of the weight's shape, True = kept}
+    masks:dict, # {name: bool tensor of the weight's shape, True = kept} for some or all of the weights held
     values:dict=None, # {name: tensor} that overwrites weights before the masks act
 ):
     "Take over new masks and values; `ValueError`, and nothing is written, if one does not fit"
@@ -115,7 +116,7 @@ def _refuse_misfits(ws, masks, values):
     "Raise unless names, shapes and kinds of `masks` and `values` fit the weights"
     for n, t in [*masks.items(), *values.items()]:
         if n not in ws:
-            raise ValueError(f'{n!r} is not among the weights under masks; choose from {list(ws)}')
+            raise ValueError(f'{n!r} is not among the weights here; choose from {list(ws)}')
         got, wanted = tuple(t.shape), tuple(ws[n].shape)
         if got != wanted: raise ValueError(f'{n!r}: got shape {got} for a weight of shape {wanted}')
     bad = [n for n, m in masks.items() if m.dtype != torch.bool]
@@ -150,11 +151,14 @@ def holder_of(
 # %% ../nbs/05b_hold.ipynb #81f2dd0c
 @patch
 def hold(self:Learner,
-    masks:dict=None, # {name: bool mask}; where the weights are not 0 if None
+    masks:dict=None, # {name: bool mask} for some or all weights; where the weights are not 0 if None
 ) -> HoldMasks: # With `masks` and `finalize()`
     "Hold masks that came from elsewhere, such as the zeros of a loaded sparse checkpoint"
-    if masks is None: masks = {n: w.detach() != 0 for n, w in weights(inner_model(self.model)).items()}
-    warn_of_empty(empty_layers(masks))
+    ws = weights(inner_model(self.model))
+    if masks is None:
+        masks = {n: w.detach() != 0 for n, w in ws.items()}
+        warn_of_empty(empty_layers(masks))
+    _refuse_misfits(ws, masks, {})
     holder = holder_of(self, list(masks))
     holder.set_masks(masks)
     return holder
@@ -167,7 +171,9 @@ def recheck(self:HoldMasks):
     same_model = self._bound_model in (None, inner_model(self.learn.model))
     now, leaked = sparsity(ws), self._leaked(ws)
     self.bind()
-    if before is None or not same_model or not leaked and abs(now - before) <= 1e-3: return
+    if before is None or not same_model: return
+    unchanged = not leaked and abs(now - before) <= 1e-3
+    if unchanged: return
     warnings.warn(f'sparsity was {before:.2%} when last seen and is {now:.2%} now, and {leaked:,} masked '
                   'weights are not 0: something else wrote the weights (learn.load, or a step that was '
                   f'interrupted). The masks are applied again: {self.last_sparsity:.2%}. To start afresh, '
@@ -196,8 +202,14 @@ def before_fit(self:HoldMasks):
     if self.missing():              # an error here would leave fastai's lock closed: `before_train` raises it
         warnings.warn(_missing_message(self.missing()))
         return
+    self._take_the_first_ones()
     self.recheck()
     if hasattr(self.learn, 'recorder'): self._add_column()
+
+@patch
+def _take_the_first_ones(self:HoldMasks):
+    "The masks of the first process, where several train together: its weights have come already"
+    if place(self.learn)[1] > 1: self.masks = of_first(self.masks, next(self.learn.model.parameters()).device)
 
 @patch
 def before_train(self:HoldMasks): self.weights()        # raises if the model is another one
@@ -228,6 +240,7 @@ def after_validate(self:HoldMasks):
 def after_epoch(self:HoldMasks):
     "An epoch with other masks, or before the target, must not win against a later one"
     if not self.trained or self.learn is None or in_lr_find(self.learn): return
+    # a pruner's `finished` and `waiting` come with `PruneCB`, on the page Callbacks
     on_the_way = any(not c.finished and not c.waiting for c in self.pruners())
     if self.changed or on_the_way:
         for c in self.learn.cbs:

@@ -16,6 +16,7 @@ from hashlib import sha256
 from itertools import chain, compress, islice
 from pathlib import Path
 from types import CodeType, FunctionType
+from uuid import uuid4
 
 import filelock
 import matplotlib.pyplot as plt
@@ -107,14 +108,53 @@ def _recover(study):
     for trials in attempts.values():
         if all(t.state == state.FAIL for t in trials): _again(study, trials[-1])
 
+# %% ../nbs/40_pareto.ipynb #40wrk001
+class _Workers:
+    "Processes that share a journal; each holds a lock as long as it lives"
+    def __init__(self, path):
+        self.path, self.name = path, uuid4().hex[:12]
+        self.lock = self.lock_of(self.name)
+        self.lock.acquire()
+
+    def lock_of(self, name): return filelock.FileLock(f'{self.path}.{name}.worker', timeout=0)
+
+    def running(self, study, name=None):
+        "Trials that are marked as running, of one worker or of all"
+        state = load_optuna().trial.TrialState.RUNNING
+        trials = study.get_trials(states=(state,))
+        return [t for t in trials if name in (None, t.user_attrs.get('worker'))]
+
+    def begin(self, study, trial):
+        "Sign a trial, and look after the others"
+        trial.set_user_attr('worker', self.name)
+        self.sweep(study)
+
+    def sweep(self, study):
+        "Fail the trials of dead workers, and queue them again"
+        names = {t.user_attrs.get('worker') for t in self.running(study)}
+        for name in names - {None, self.name}:
+            try: lock = self.lock_of(name).acquire()
+            except filelock.Timeout: continue           # alive
+            with lock: self.bury(study, name)           # and nobody else does it at the same time
+
+    def bury(self, study, name):
+        for t in self.running(study, name):
+            study.tell(t.number, state=load_optuna().trial.TrialState.FAIL)
+            _again(study, t)
+        Path(self.lock_of(name).lock_file).unlink(missing_ok=True)
+
+    def close(self):
+        self.lock.release()
+        Path(self.lock.lock_file).unlink(missing_ok=True)
+
 # %% ../nbs/40_pareto.ipynb #62e712ef
 def _locked(path):
     "The lock of a file, taken; `RuntimeError` if another search has it"
     lock = filelock.FileLock(f'{path}.lock', timeout=0)
     try: lock.acquire()
     except filelock.Timeout:
-        raise RuntimeError(f'{path} is in use by another search: wait for it, name another file, or give '
-                           "many workers a database URL such as 'postgresql://...'") from None
+        raise RuntimeError(f'{path} is in use by another search: wait for it, name another file, or take one '
+                           "that ends in .journal, or a database URL such as 'postgresql://...'") from None
     return lock
 
 def _in_file(path):
@@ -123,18 +163,30 @@ def _in_file(path):
     connect = partial(sqlite3.connect, Path(path).absolute(), check_same_thread=False)
     return load_optuna().storages.RDBStorage('sqlite://', {'creator': connect, 'poolclass': QueuePool})
 
+def _nothing(study, trial=None): pass
+
 @contextmanager
 def _opened(storage):
-    "An Optuna storage, and whether this process is alone with it"
+    "An Optuna storage; what a process does with the study when it comes, and before each of its trials"
     storages = load_optuna().storages
-    if isinstance(storage, storages.BaseStorage): yield storage, False
+    if isinstance(storage, storages.BaseStorage): yield storage, _nothing, _nothing
     elif '://' in str(storage):
-        yield storages.RDBStorage(storage, heartbeat_interval=60, grace_period=180,
-                                  heartbeat_stale_trial_callback=_again), False
+        patience = {'connect_args': {'timeout': 60}} if str(storage).startswith('sqlite') else {}
+        yield storages.RDBStorage(storage, heartbeat_interval=60, grace_period=180, engine_kwargs=patience,
+                                  heartbeat_stale_trial_callback=_again), _nothing, _nothing
+    elif str(storage).endswith('.journal'):
+        workers = _Workers(Path(storage).absolute())
+        try: yield _journal(workers.path), workers.sweep, workers.begin
+        finally: workers.close()
     else:
         lock = _locked(storage)
-        try: yield _in_file(storage), True
+        try: yield _in_file(storage), _recover, _nothing
         finally: lock.release()
+
+def _journal(path):
+    "Optuna's storage in a file to which it only appends"
+    storages = load_optuna().storages
+    return storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
 
 # %% ../nbs/40_pareto.ipynb #40nam003
 def _name(
@@ -186,21 +238,23 @@ def _same(study, settings):
                      'give another name or storage, or the old settings')
 
 # %% ../nbs/40_pareto.ipynb #40sea001
-def _refuse_bad_search(sigma, gamma, n_trials, n, sampler, prune):
-    "Raise a `ValueError` that says what was wrong and what is allowed"
+def _refuse_bad_search(model, dl, sigma, gamma, n_trials, n, sampler, prune):
+    "Raise a `ValueError` that says what was wrong and what is allowed; nothing has been stored yet"
     ranges = 0 < sigma[0] < sigma[1] and 0 <= gamma[0] < gamma[1] < 1
     if not ranges or min(n_trials, n) < 1:
         raise ValueError('search needs ranges sigma with 0 < low < high and gamma with 0 <= low < high < 1, '
                          f'and n_trials and n of at least 1, got {sigma=}, {gamma=}, {n_trials=}, {n=}')
     check_unit(prune.get('unit'), prune.get('kind', 'add'))
+    _refuse_finished(sampler)
+    one_batch = list(islice(dl, 1))
+    evaluate_population(model, [{}], one_batch, prune.get('metric', correct))       # does the metric fit?
+
+def _refuse_finished(sampler):
+    "Raise a `ValueError` unless `sampler` is what makes samplers"
     if callable(sampler) and not isinstance(sampler, load_optuna().samplers.BaseSampler): return
     raise ValueError('sampler makes an Optuna sampler from `seed=`, such as NSGAIISampler or '
                      'partial(TPESampler, n_startup_trials=20); a finished one would repeat its draws '
                      f'after a resume, got {sampler}')
-
-def _refuse_misfit(model, dl, metric=correct, **prune):
-    "Evaluate the network on one batch: a metric that doesn't fit is refused before there is a study"
-    evaluate_population(model, [{}], list(islice(dl, 1)), metric)
 
 def _sampler_of(sampler, draw):
     "A new sampler for one trial, from the seed of the search and the trial's number"
@@ -222,7 +276,7 @@ def search(
     dl, # Validation batches `(x, y)`
     n_trials:int=100, # Finished trials in all: a second call does what is missing (k workers up to k-1 more)
     sampler=None, # Makes an Optuna sampler from `seed=`: a class or a partial of one; `NSGAIISampler` if None
-    storage='search.db', # File for one process at a time, database URL for many workers, or an Optuna storage
+    storage='search.db', # File for one process; `….journal` for many, URL for many machines; Optuna storage
     name:str=None, # Of the study; objective and sampler if None
     seed:int=0, # Trial k draws its noise from `(seed, k)`
     sigma=(1e-4, 1e-2), # Range of σ, log-uniform, in `unit`
@@ -235,12 +289,12 @@ def search(
     optuna = load_optuna()
     sampler = sampler or optuna.samplers.NSGAIISampler
     gamma = gamma or (.01 if objective is F2 else .3, .99)
-    _refuse_bad_search(sigma, gamma, n_trials, n, sampler, prune)
-    _refuse_misfit(model, dl, **prune)
+    _refuse_bad_search(model, dl, sigma, gamma, n_trials, n, sampler, prune)
     settings = {'objective': _name(objective), 'sigma': list(sigma), 'gamma': list(gamma), 'n': n,
                 'seed': seed, 'sampler': _name(sampler), 'labels': _digest(y for *_, y in dl),
                 **_network(model, **prune)}
     def trial(t):
+        before_trial(study, t)
         draw = (seed, _number(study, t))
         study.sampler = _sampler_of(sampler, draw)          # nothing is proposed before `suggest`
         at = {'sigma': t.suggest_float('sigma', *sigma, log=True), 'gamma': t.suggest_float('gamma', *gamma)}
@@ -248,10 +302,10 @@ def search(
         for k, v in {'draw': draw[1], 'acc': acc, 'det': det}.items(): t.set_user_attr(k, v)
         return objective(acc, det, at['gamma'])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with _opened(storage) as (db, alone):
+    with _opened(storage) as (db, at_start, before_trial):
         name = name or f'{_name(objective)} {_name(sampler)}'
         study = _open_study(db, name, sampler(seed=seed), objective, settings)
-        if alone: _recover(study)
+        at_start(study)
         missing = n_trials - len(_finished(study))
         enough = optuna.study.MaxTrialsCallback(n_trials, states=(optuna.trial.TrialState.COMPLETE,))
         if missing > 0: study.optimize(trial, missing, callbacks=[enough], show_progress_bar=progress)

@@ -16,8 +16,9 @@ from .allocation import global_
 from .basin import check_noise, perturb
 from .callbacks import PruneCB
 from .core import generator, inner_model
-from .evaluate import evaluate_population, metric_for
+from .evaluate import evaluate_shared, metric_for
 from .masks import apply_, kept, kth_largest
+from .processes import place, whole
 from .scores import magnitude, score_with
 
 # %% ../nbs/12_stochastic.ipynb #12thr002
@@ -76,11 +77,6 @@ def _refuse_lower_than_held(ws, sparsity, held):
                      'without held')
 
 # %% ../nbs/12_stochastic.ipynb #7c242616
-def _filled(tensors, gone, value):
-    "The tensors, with `value` where `gone` is True; nothing is gone if `gone` is empty"
-    if not gone: return tensors
-    return {n: t.detach().masked_fill(gone[n], value) for n, t in tensors.items()}
-
 def stochastic_prune(
     ws:dict, # {name: weight}, untouched; leave layers out with `weights(model, exclude)`
     sparsity:float, # Fraction removed, in [0,1)
@@ -103,6 +99,11 @@ def stochastic_prune(
     noisy = _filled(perturb(ws, added, gen, kind), gone, 0)
     scores = score_with(score, noisy, gen=lambda: gen, **offers)
     return allocation(_filled(scores, gone, -torch.inf), sparsity), noisy
+
+def _filled(tensors, gone, value):
+    "The tensors, with `value` where `gone` is True; nothing is gone if `gone` is empty"
+    if not gone: return tensors
+    return {n: t.detach().masked_fill(gone[n], value) for n, t in tensors.items()}
 
 # %% ../nbs/12_stochastic.ipynb #2ca118a8
 def best(
@@ -178,9 +179,11 @@ def propose(self:StochasticPruning,
     sigma = absolute_sigma(self.weights(), goal, self.sigma, self.unit)
     batch = cache(self.batch)           # one for all members, and only if the score asks
     draw = partial(self.member, sparsity=goal, sigma=sigma, batch=batch)
-    pruned = (apply_(values, masks) for masks, values in map(draw, range(self.n)))
+    def pruned(i):
+        masks, values = draw(i)
+        return apply_(values, masks)
     metric = self.metric or metric_for(self.learn.loss_func)
     n_inp = getattr(self.dls, 'n_inp', None)
-    model, valid = inner_model(self.learn.model), self.dls.valid
-    self.values = evaluate_population(model, pruned, valid, metric, n_inp=n_inp)
+    model, valid = inner_model(self.learn.model), whole(self.dls.valid)
+    self.values = evaluate_shared(model, pruned, self.n, valid, metric, place(self.learn), n_inp)
     return draw(self.select(self.values))

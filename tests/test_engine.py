@@ -1,9 +1,11 @@
 "Units are run once, whatever is killed; a failure leaves no row; the command lists, runs and rehearses."
-import os, subprocess, sys, time
+import builtins, os, signal, subprocess, sys, time
 from pathlib import Path
+import pytest
 import torch
 from prunelab.core import weights
-from prunelab.lab.engine import commit, experiments, overview, run
+from prunelab.lab.engine import collect, commit, connected, experiments, measure_unit, overview, run, run_on
+from prunelab.lab.engine import train_network
 from prunelab.lab.experiment import Experiment, done, pending, read, rows
 from prunelab.lab.training import Recipe, dense, fingerprint
 
@@ -89,6 +91,82 @@ def test_the_list_shows_what_it_costs(tmp_path):
     measured, expected = table['minutes a unit']
     assert table['done'].tolist() == [1, 0] and measured < 5 and expected == 7
 
+# On a cluster
+
+def die_once(net, seed, mark):
+    "Kills its process the first time that a unit with an odd seed comes to it"
+    if seed % 2 and not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {'sum': net.learn.model.fc1.weight.sum().item(), 'threads': torch.get_num_threads()}
+
+@pytest.fixture(scope='module')
+def client():
+    with connected(workers=2) as client: yield client
+
+def on(client, es, folder, said=None, **kwargs):
+    say = (lambda line: None) if said is None else said.append
+    units = pending(es, folder/'rows')
+    return run_on(client, units, folder/'rows', str(folder/'cache'), 'cpu', say=say, **kwargs)
+
+def facts(row): return row['seed'], row['identity'], row['result'], row['dense']['sha256']
+def facts_of(folder): return sorted((facts(r) for r in read(folder/'rows/toy.jsonl')), key=str)
+
+def test_two_workers_of_which_one_is_killed(client, tmp_path, monkeypatch):
+    "The rows of one process, each once; a failure is reported, and progress is shown"
+    mark, said = tmp_path/'died', []
+    es = [experiment(die_once, 'toy/a', {'mark': str(mark)}, seeds=(0, 1)),
+          experiment(weight_sum, 'toy/b', seeds=(0, 1)), experiment(fail, 'toy/fail')]
+    assert on(client, es, tmp_path, said) == ['toy/fail, seed 0']
+    assert mark.exists() and any('on purpose' in s for s in said) and '[5/5]' in said[-1]
+    alone = tmp_path/'alone'
+    assert ran(es, alone) == ['toy/fail, seed 0']
+    assert facts_of(tmp_path) == facts_of(alone) and len(facts_of(alone)) == 4
+    assert len(list((tmp_path/'cache').glob('*.pt'))) == 2 and not list((tmp_path/'cache').glob('*.state'))
+    assert on(client, es[:2], tmp_path) == []                   # nothing is pending
+
+def test_finished_rows_stay_when_somebody_interrupts(client, tmp_path):
+    e = experiment(weight_sum, seeds=(0, 1, 2))
+    def stop(line): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run_on(client, [(e, s) for s in e.seeds], tmp_path/'rows', str(tmp_path/'cache'), 'cpu', say=stop)
+    assert len(read(tmp_path/'rows/toy.jsonl')) == 1
+    assert on(client, [e], tmp_path) == [] and sorted(done(e, tmp_path/'rows')) == [0, 1, 2]
+
+def test_a_cluster_keeps_to_the_time(client, tmp_path):
+    said = []
+    assert on(client, [experiment()], tmp_path, said, deadline=time.monotonic()) == []
+    assert not read(tmp_path/'rows/toy.jsonl') and 'time is up' in said[-1]
+
+def test_another_version_on_a_worker_is_refused(tmp_path):
+    a, b = experiment(), experiment(params={'keep': .5})
+    row = measure_unit(a, 0, train_network(TINY, 0, tmp_path, 'cpu'), tmp_path, 'cpu')
+    with pytest.raises(RuntimeError, match='another version'): collect(b, row, tmp_path/'rows')
+    collect(a, row, tmp_path/'rows')
+    assert list(done(a, tmp_path/'rows')) == [0]
+
+def test_another_dense_network_on_a_worker_is_refused(tmp_path):
+    "Its file travels to a worker that has none; a worker that has another one says so"
+    network = train_network(TINY, 0, tmp_path/'a', 'cpu')
+    assert measure_unit(experiment(), 0, network, tmp_path/'b', 'cpu')['result']['seen'] == 0
+    assert [f.read_bytes() == network for f in (tmp_path/'b').glob('*.pt')] == [True]
+    with pytest.raises(ValueError, match='another network'):
+        measure_unit(experiment(), 0, network[:-1], tmp_path/'b', 'cpu')
+
+@pytest.mark.parametrize('given', [{}, {'scheduler': 'tcp://127.0.0.1:1', 'workers': 2}])
+def test_one_cluster_is_named(given):
+    with pytest.raises(ValueError, match='give one of two'):
+        with connected(**given): pass
+
+def test_without_dask_the_error_says_what_to_install(monkeypatch):
+    real = builtins.__import__
+    def without(name, *args, **kwargs):
+        if name == 'distributed': raise ImportError(name)
+        return real(name, *args, **kwargs)
+    monkeypatch.setattr(builtins, '__import__', without)
+    with pytest.raises(ImportError, match=r"pip install 'prunelab\[cluster\]'"):
+        with connected(workers=2): pass
+
 # The command
 
 def command(*args):
@@ -99,6 +177,12 @@ def command(*args):
 def test_the_command_lists_every_experiment():
     out = command()
     assert out.returncode == 0 and all(e.name in out.stdout for e in experiments()), out.stderr
+
+def test_the_command_on_a_cluster():
+    "A rehearsal of one experiment by one worker"
+    name = next(e.name for e in experiments() if e.recipe.network == 'lenet300')
+    out = command('--tiny', '--only', name, '--workers', '1')
+    assert out.returncode == 0 and '[1/1]' in out.stdout, out.stdout + out.stderr
 
 def test_names_are_unique(): assert len({e.name for e in experiments()}) == len(experiments())
 

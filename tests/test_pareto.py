@@ -5,6 +5,7 @@ import sys
 import textwrap
 import time
 from functools import partial
+from multiprocessing import get_context
 import numpy as np
 import optuna
 import pytest
@@ -171,6 +172,68 @@ def test_two_workers_share_a_study(tmp_path):
     assert states(study).count(TrialState.COMPLETE) == 6
     assert len({t.params['sigma'] for t in study.trials}) == len(study.trials)
     assert [t.user_attrs['draw'] for t in study.trials] == list(range(6))
+
+def shared(place):
+    "What a worker is told about the storage: a journal's path, or a database with a quick heartbeat"
+    if place.endswith('.journal'): return place
+    kind = {'connect_args': {'timeout': 60}} if place.startswith('sqlite') else {}
+    return RDBStorage(place, heartbeat_interval=1, grace_period=10, engine_kwargs=kind,
+                      heartbeat_stale_trial_callback=pareto._again)
+
+def worker(place, name, flag, hangs):
+    "A search in a process of its own; one hangs in its third trial, the others wait there for it"
+    torch.set_num_threads(1)
+    measure, calls = pareto.measure, []
+    def slow(*args, **kw):
+        calls.append(1)
+        if len(calls) == 3 and hangs: flag.touch()
+        while len(calls) == 3 and (hangs or not flag.exists()): time.sleep(.02)
+        return measure(*args, **kw)
+    pareto.measure = slow
+    look(n_trials=20, sampler=RandomSampler, storage=shared(place), name=name)
+
+POSTGRES = os.environ.get('PRUNELAB_POSTGRES')
+needs_postgres = pytest.mark.skipif(not POSTGRES, reason='PRUNELAB_POSTGRES names no database')
+PLACES = ['{}/a.journal', 'sqlite:///{}/a.db', pytest.param(POSTGRES or 'postgresql', marks=needs_postgres)]
+
+@pytest.mark.parametrize('place', PLACES)
+def test_four_workers_of_which_one_is_killed(tmp_path, place):
+    "No finished trial is lost or repeated; the trial that was killed has failed, and is repeated"
+    place, name, flag = place.format(tmp_path), f'four {tmp_path.name} {time.time()}', tmp_path/'hangs'
+    context = get_context('forkserver')
+    team = [context.Process(target=worker, args=(place, name, flag, i == 0)) for i in range(4)]
+    try:
+        for p in team: p.start()
+        while not flag.exists() and team[0].exitcode is None: time.sleep(.02)
+    finally: team[0].kill()
+    for p in team: p.join()
+    assert [p.exitcode for p in team] == [-9, 0, 0, 0]
+    if '://' in place: time.sleep(11)                              # until its heart has not beaten for ten
+    study = look(n_trials=21, sampler=RandomSampler, storage=shared(place), name=name)
+    found = complete(study)
+    draws = [r[0] for r in found]
+    assert len(set(draws)) == len(draws) >= 20 and states(study).count(TrialState.RUNNING) == 0
+    dead = [t for t in study.trials if t.state == TrialState.FAIL]
+    again = [t for t in study.trials if 'repeats' in t.user_attrs and t.state == TrialState.COMPLETE]
+    assert len(dead) == len(again) == 1 and again[0].params == dead[0].params
+    alone = {r[0]: r for r in complete(look(n_trials=max(draws) + 1, sampler=RandomSampler))}
+    assert all(r == alone[r[0]] for r in found)                    # what one process finds under that number
+
+def test_a_worker_that_lives_is_left_alone(tmp_path):
+    "Only a trial whose worker has let go of its lock is failed; what nobody signed is left to its owner"
+    place = str(tmp_path/'a.journal')
+    other = pareto._Workers(tmp_path/'a.journal')
+    study = look(n_trials=2, storage=place)
+    trial = study.ask()
+    trial.set_user_attr('worker', other.name)
+    study.ask()
+    assert states(look(n_trials=3, storage=place)).count(TrialState.RUNNING) == 2
+    other.lock.release()                                           # as the system does when it dies
+    study = look(n_trials=4, storage=place)
+    assert study.trials[trial.number].state == TrialState.FAIL
+    assert states(study).count(TrialState.RUNNING) == 1
+    assert [t.user_attrs['repeats'] for t in study.trials if 'repeats' in t.user_attrs] == [trial.number]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['a.journal']
 
 def test_url_gives_a_heartbeat(tmp_path):
     with pytest.warns(optuna.exceptions.ExperimentalWarning):

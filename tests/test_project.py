@@ -107,6 +107,20 @@ def test_no_machine_path_is_committed(tracked):
     found = [name for name, t in tracked.items() if folder.search(t)]
     assert not found, found
 
+WARNINGS = {
+    '/opt/lib/python3.11/site-packages/fastai/x.py:5: UserWarning: x': 'fastai/x.py:5: UserWarning: x',
+    '/usr/lib/python3.12/random.py:7: DeprecationWarning: x': 'random.py:7: DeprecationWarning: x',
+    '/srv/a b/prunelab/prunelab/lab/data.py:9: UserWarning: x': 'prunelab/lab/data.py:9: UserWarning: x',
+    'C:\\py\\site-packages\\torch\\amp.py:1: FutureWarning: x': 'torch\\amp.py:1: FutureWarning: x',
+    '/tmp/ipykernel_12/345.py:2: UserWarning: x': 'this cell:2: UserWarning: x',
+    'see https://example.org/prunelab/a.py: done': None, '/srv/prunelab/a.py is a file': None}
+
+@pytest.mark.parametrize('said, stored', WARNINGS.items())
+def test_a_warning_is_stored_without_the_folders_of_this_machine(said, stored):
+    text = f'epoch 1\n{said}\n  warn("x")\n'
+    out = execute.clean_output(nbformat.v4.new_output('stream', name='stderr', text=text))
+    assert out.text == text.replace(said, stored or said)
+
 # Imports; which module may import which: test_wings
 
 def imports(path):
@@ -235,6 +249,16 @@ def test_outputs_are_committed_and_small(path):
     page = read(path)
     assert any(c.outputs for c in code(page)), 'run `make nbs`'
     assert execute.weight(page) <= execute.LIMIT
+
+WITHOUT_WORDS = ('03b_gradient_scores', '31_extreme')        # this list only shrinks
+
+@every_page
+def test_figures_are_told_in_words(path):
+    "Who can't see a figure reads `#| fig-alt`"
+    kinds = {c.id: {k for o in c.outputs for k in o.get('data', {})} for c in code(read(path))}
+    silent = [c.id for c in code(read(path))
+              if kinds[c.id] & {'image/svg+xml', 'image/png'} and '#| fig-alt: ' not in c.source]
+    assert bool(silent) == (path.stem in WITHOUT_WORDS), silent
 
 HYPE = re.compile(
     r'\b(state[- ]of[- ]the[- ]art|amazing|awesome|incredibl|blazing|revolution|ground-?breaking|'

@@ -72,6 +72,13 @@ def of_searched(e, seed, p):
     columns = ('gamma', 'sigma', 'valid', 'valid_det', 'test', 'test_det')
     return {'n': N, 'trials': 5, 'front': {c: [1, 2] for c in columns}}
 
+def of_tuned(e, seed, p):
+    def first(kind, *rest): return rest[0][0] if kind == 'one of' else rest[0]
+    chosen = {path: first(*spec) for path, spec in e.params['ranges'].items()}
+    return {**of_trained(e, seed, p), 'chosen': chosen, 'trials': [{'values': chosen, 'right': 40}]}
+
+def of_peer(e, seed, p): return {**of_trained(e, seed, p), 'versions': {'torch': '2', 'fasterai': '0.4'}}
+
 def made_up(e, seed, p, dense='one network'):
     "A row; None for what no page reads"
     make = globals().get(f'of_{e.run.__name__}')
@@ -147,7 +154,8 @@ def test_arms_from_different_dense_networks_are_not_compared(page, tmp_path):
     page_of = run(page, results(tmp_path/'results', dense=machine))
     told = {'1': lambda: page_of['trained'],
             '2': lambda: page_of['claim_line']('', 'away and back', 'dense'),
-            '3': lambda: page_of['accuracy_line']('', 'lenet5-mnist', 'LAMP')}[page.stem[0]]()
+            '3': lambda: page_of['accuracy_line']('', 'lenet5-mnist', 'LAMP'),
+            '4': lambda: page_of['found_line']('lenet300-digits', 'LAMP')}[page.stem[0]]()
     assert 'more than one dense network' in told['rows']
 
 # What a page says follows from the rows
@@ -198,3 +206,28 @@ def test_today_s_rows_replace_earlier_ones_only_as_a_whole(tmp_path):
     third = run(PAGES[2], results(tmp_path/'third', lambda e, seed: 'hybrid: ERK' not in e.name))
     assert third['protocol']('lenet5-mnist', 'hybrid') == 'protocol 1'
     assert third['protocol']('lenet5-mnist', 'found') == 'protocol 2'
+
+DIGITS = 'lenet300-digits'
+
+def side_by_side(tmp_path, good):
+    "Page 4 with rows on digits, where experiments with `good` in their names are right more often"
+    return run(PAGES[3], results(tmp_path/'results', wanted=lambda e, seed: DIGITS in e.name,
+                                 p=lambda e, what='': .95 if good in e.name else .5))
+
+def test_ours_win_and_lose_by_the_rows(tmp_path):
+    ours = side_by_side(tmp_path/'ours', 'drop at')
+    assert ours['winners'](DIGITS, .95)[0] == 'drop' and 'better than' in ours['primary_told'](DIGITS)
+    assert 'against the best old rule: ahead at 80% (drop − ' in ours['verdict'](DIGITS)
+    tuned = ours['tuned_verdict'](DIGITS, .95)
+    assert ' drop (+' in tuned and 'stochastic (' not in tuned
+    assert ours['winners']('lenet300-mnist', .95) is None
+    assert 'not measured' in ours['verdict']('lenet300-mnist')
+    old = side_by_side(tmp_path/'old', '/gradual magnitude at')
+    assert old['winners'](DIGITS, .8)[1] == 'gradual magnitude'
+    assert 'worse than' in old['primary_told'](DIGITS)
+    assert 'behind at 80% (' in old['verdict'](DIGITS)
+    assert 'none of ours beats' in old['tuned_verdict'](DIGITS, .98)
+
+def test_losers_are_named(tmp_path):
+    page = side_by_side(tmp_path, 'global magnitude at')
+    assert page['losers'](DIGITS).count('80%') == len(page['OURS_ALL'])

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 import nbformat
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from .conftest import docs_script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,16 +77,31 @@ def test_hidden_cells_are_not_there(built, name):
     for line in telling_lines(c.source for c in cells if is_hidden(c)):
         if line not in shown: assert line not in page and line not in plain
 
+def folds_of(page): return re.findall(r'<details class="[^"]*\bhide\b.*?</details>', page, re.S)
+
 @pytest.mark.parametrize('name', PAGES)
 def test_solutions_are_folded(built, name):
     cells = [c for c in cells_of(PAGES[name]) if '#| code-fold: true' in c.source]
+    folds = [(fold, without_tags(fold)) for fold in folds_of((built/f'{name}.html').read_text())]
+    assert len(folds) >= len(cells)
+    for c in cells:
+        summary, last = re.search(r'#\| code-summary: "(.*)"', c.source), c.source.splitlines()[-1].strip()
+        title = f'>{summary[1]}<' if summary else ''
+        assert any(title in fold and last in plain for fold, plain in folds), c.id
+
+OPEN = re.compile(r'^(?:[%!]|#\| *(?:exports|code-fold: false))', re.M)           # shown as it is
+
+@pytest.mark.parametrize('name', PAGES)
+def test_assertions_stand_behind_a_click(built, name):
+    "No line that asserts stands in the open, unless its cell defines something and shows nothing"
     page = (built/f'{name}.html').read_text()
-    folds = re.findall(r'<details class="[^"]*\bhide\b.*?</details>', page, re.S)
-    assert len(folds) == len(cells)
-    for c, fold in zip(cells, folds):
-        summary = re.search(r'#\| code-summary: "(.*)"', c.source)
-        assert (summary[1] if summary else 'Code') in fold
-        assert c.source.splitlines()[-1].strip() in without_tags(fold)
+    for fold in folds_of(page): page = page.replace(fold, '')
+    open_lines = {line.strip() for line in without_tags(page).splitlines()}
+    for c in cells_of(PAGES[name]):
+        if c.cell_type != 'code' or is_hidden(c) or OPEN.search(c.source): continue
+        if not c.outputs and re.search('^(?:def|class|@)', c.source, re.M): continue
+        seen = {line for line in c.source.splitlines() if re.match(r'assert |test_\w+\(', line)}
+        assert not open_lines & seen, c.id
 
 @pytest.fixture
 def keep_top(built):
@@ -133,6 +149,11 @@ SMALL = {
         ('#| hide\nsecret_cell = 1', ''),
         ('#| hide_input\nprint("shown", secret_input)', 'visible output'),
         ('#| code-fold: true\n#| code-summary: "Solution 1"\nanswer = 6*7', 'forty-two'),
+        ('near = 2\nassert near < 3', ''),
+        ('#| code-fold: false\nassert in_the_open', ''),
+        ('value = 3\nassert beside_it(\n    value)\nvalue', 'the result'),
+        ('def taught():\n    assert inside', ''),
+        '| | a | b |\n|---|---|---|\n| row | 1 | 2 |',
         ('plain = 1', ''),
         '::: {.callout-note title="Mind"}\nthe gap\n:::',
         '::: {.callout-tip collapse="true"}\n## Hint\nlook *here*\n:::']}
@@ -156,6 +177,19 @@ def test_a_link_to_a_section_leads_there(small):
 def test_a_solution_is_folded_with_its_result(other):
     fold = re.search(r'<details class="[^"]*\bhide\b[^>]*>(.*?)</details>', other, re.S)[1]
     assert 'Solution 1' in fold and 'answer' in fold and 'forty-two' in fold and 'plain' not in fold
+
+def test_assertions_are_folded(other):
+    solution, alone, beside = folds_of(other)
+    assert '>Check<' in alone and 'near' in alone and '>Check<' in beside and 'beside_it' in beside
+    in_the_open = without_tags(other.replace(alone, '').replace(beside, ''))
+    assert 'near' not in in_the_open and 'beside_it' not in in_the_open and 'Check' not in in_the_open
+    shown = 'assert in_the_open', 'value = 3\nvalue\n', 'the result', 'assert inside'
+    assert all(text in in_the_open for text in shown)
+
+def test_a_table_with_an_empty_corner_has_row_headers(other):
+    table = re.search('<table.*?</table>', other, re.S)[0]
+    assert re.search(r'<th scope="row"[^>]*><p>row</p></th>', table) and len(re.findall(r'<th\b', table)) == 3
+    assert re.search(r'<tr[^>]*><td[^>]*></td>', table)
 
 def test_callouts_are_boxes_or_folds(other):
     fold = r'<details class="fold"><summary>Hint</summary>\s*<p>look <em>here</em></p>\s*</details>'
@@ -261,6 +295,38 @@ def test_a_page_looks_well(name, tab, address):
     tab.evaluate("document.documentElement.dataset.theme = 'dark'")
     tab.set_viewport_size({'width': 390, 'height': 844})
     assert tab.evaluate(LOOK) == {} and not tab.record.wrong
+
+# Contrast is not axe's here: LOOK reads it on every page, in a hundredth of the time
+RULES = {'color-contrast': {'enabled': False}, 'label-content-name-mismatch': {'enabled': True}}
+MINOR = ('empty-table-header', 'image-redundant-alt')         # minor ones that count, too
+
+def accessibility(tab):
+    "What axe calls moderate, serious or critical, and headers that say nothing: {rule: elements}"
+    found = Axe().run(tab, options={'resultTypes': ['violations'], 'preload': False, 'rules': RULES})
+    heard = [v for v in found.response['violations'] if v['impact'] != 'minor' or v['id'] in MINOR]
+    return {v['id']: [n['html'][:120] for n in v['nodes'][:4]] for v in heard}
+
+# Every kind of page: the front page, chapters with an explorable, wide formulas, cards; tutorial, lab page
+# with tables, a reproduction, a guide, and pages that the site makes itself
+KINDS = ['index', 'extreme', 'tails', 'masks', 'tutorials/write_your_own', 'lab/models', 'repro/drop_pruning',
+         'guide/changelog', 'reference', 'search']
+
+@pytest.mark.parametrize('name', KINDS)
+def test_axe_finds_nothing(name, tab, address):
+    "In the light at a desk, and in the dark on a phone"
+    tab.goto(f'{address}/{name}.html', wait_until='load')
+    assert accessibility(tab) == {}
+    tab.evaluate("document.documentElement.dataset.theme = 'dark'")
+    tab.set_viewport_size({'width': 390, 'height': 844})
+    tab.wait_for_timeout(400)                              # the theme looks anew at what scrolls
+    assert accessibility(tab) == {}
+
+def test_axe_would_find_something(tab, address):
+    "What stood on every page once is found when it is put back"
+    tab.goto(f'{address}/masks.html', wait_until='load')
+    tab.evaluate("document.querySelector('summary').ariaLabel = 'Toggle hidden content'")
+    tab.evaluate("document.querySelector('thead th').textContent = ''")
+    assert accessibility(tab).keys() == {'label-content-name-mismatch', 'empty-table-header'}
 
 @pytest.mark.parametrize('scheme', ['http', 'file'])
 def test_search(scheme, tab, address, built):

@@ -9,10 +9,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(p for p in (ROOT/'nbs').rglob('[!.]*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 NAMES = [
     '01_first_prune', '02_stochastic_pruning', '03_drop_pruning', '04_extreme_value_pruning',
-    '06_write_your_own', '07_your_own_learner']
-PLANNED = {'05_which_one', '08_many_gpus'}
+    '06_write_your_own', '07_your_own_learner', '08_many_gpus']
+PLANNED = {'05_which_one'}
 HEAD = "#| hide\nimport sys\nif 'google.colab' in sys.modules:"
-IMPORTS_OPTUNA = re.compile(r'^(?:import|from) .*\boptuna\b', re.M)
+# What a page does that needs an extra of settings.ini
+NEEDS = {
+    'search': re.compile(r'^(?:import|from) .*\boptuna\b', re.M),
+    'parallel': re.compile(r'^from prunelab\.processes import .*\btogether\b', re.M),
+    'cluster': re.compile(r'\bconnected\(workers=')}
 HAS_ASSERTION = re.compile(r'^ *(assert|test_|check\()', re.M)
 OPTIONS = re.compile(r'#\| code-fold: true\n#\| code-summary: "Solution (\d+)"\n')
 
@@ -30,18 +34,18 @@ def test_the_tutorials_are_all_there():
     assert here >= set(NAMES)
     assert here - set(NAMES) <= PLANNED, 'a tutorial that these tests do not know: name it in NAMES'
 
-def install_cell(source, searches):
-    "How a page that is opened in Colab installs the package, with Optuna if it searches"
-    if not searches: return f"{HEAD} get_ipython().system('pip install -q {source}')"
+def install_cell(source, extras):
+    "How a page that is opened in Colab installs the package, with the extras that it needs"
+    if not extras: return f"{HEAD} get_ipython().system('pip install -q {source}')"
     return f"""{HEAD}
-    get_ipython().system('pip install -q "prunelab[search] @ {source}"')"""
+    get_ipython().system('pip install -q "prunelab[{','.join(extras)}] @ {source}"')"""
 
 @pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 def test_opens_in_colab(path, source):
-    "The first cell is hidden, and the same everywhere but where Optuna is needed"
+    "The first cell is hidden, and the same everywhere but where an extra is needed"
     first, *others = cells_of(path)
-    searches = any(IMPORTS_OPTUNA.search(c.source) for c in others)
-    assert first.source == install_cell(source, searches) and not first.outputs
+    extras = [name for name, does in NEEDS.items() if any(does.search(c.source) for c in others)]
+    assert first.source == install_cell(source, extras) and not first.outputs
 
 # Exercises
 

@@ -10,7 +10,7 @@ LIB = ROOT/'prunelab'
 TOOLS = [
     'core', 'plotting', 'schedules', 'masks',
     'scores', 'gradient_scores', 'allocation', 'sampling',
-    'hold', 'evaluate', 'tails', 'report', 'checkpoint',
+    'processes', 'hold', 'evaluate', 'tails', 'report', 'checkpoint',
     'callbacks', 'resume']
 METHODS = ['basin', 'landscape', 'probes', 'stochastic', 'drop', 'extreme', 'pareto']
 DOOR = ['all']

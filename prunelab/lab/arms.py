@@ -1,4 +1,4 @@
-""""We fine-tuned both for ten epochs" is one sentence. Which weights did they start from, in which order came the images, and who was told the sparsity? An arm that is written down as data answers before it runs.
+""""We fine-tuned both for ten epochs" leaves questions open. Which weights did they start from? In which order came the images? Who was told the sparsity? If an arm of a comparison is written down as data, you can read the answers before it runs.
 
 Docs: https://prunelab.github.io/prunelab/lab/arms.html.md"""
 
@@ -76,9 +76,9 @@ def extreme_found(
     spec:dict, # Description of an extreme-value rule: b, kernel, low, high, law, small, least
     ws:dict, # {name: weight}
     seed:int, # Of the random numbers
-    shuffled:bool=False, # Fit the laws to shuffled weights?
+    shuffled:bool=False, # Fit the distributions to shuffled weights?
 ) -> tuple: # ({name: `Fitted`}, {name: bool mask})
-    "The laws of the layers, and the masks that `ExtremeValuePruning` would find"
+    "The distributions of the layers, and the masks that `ExtremeValuePruning` would find"
     check_keys(spec, 'method', 'b', 'kernel', 'low', 'high', 'law', 'small', 'least')
     seen = ws
     if shuffled: seen = {n: shuffle(w, ('shuffled blocks', seed, i)) for i, (n, w) in enumerate(ws.items())}

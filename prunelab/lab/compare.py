@@ -36,7 +36,8 @@ class Difference:
         return (student.ppf(.975, self.seeds - 1) + student.ppf(.8, self.seeds - 1))*self.se
 
     def __str__(self):
-        return (f'{self.mean:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] '
+        # z: what rounds to 0 has no minus sign
+        return (f'{self.mean:+z.2f} points [{self.low:+z.2f}, {self.high:+z.2f}] '
                 f'({self.seeds} seeds, {self.images:,} images; detectable: {self.detectable:.2f})')
 
 # %% ../../nbs/lab/12_compare.ipynb #cmp00011

@@ -19,6 +19,7 @@ from fastcore.all import patch
 from sklearn.model_selection import train_test_split
 from torch.nn import functional as F
 from ..core import generator
+from ..processes import rank
 from .images import as_pixels, read_images
 
 # %% ../../nbs/lab/01_data.ipynb #e7c3e507
@@ -71,7 +72,7 @@ class DeviceLoader(TfmdDL):
         idxs, # Positions of images
     ):
         "One batch after the other"
-        ds, gen = self.dataset, generator((self.seed, self.epoch, 1), 'cpu')
+        ds, gen = self.dataset, generator((self.seed, self.epoch, 1, rank()), 'cpu')
         ds.x = ds.x.to(self.device)
         if ds.y is not None: ds.y = ds.y.to(self.device)
         if not isinstance(idxs, torch.Tensor):      # fastai's may never end

@@ -1,4 +1,4 @@
-"""The method is told no sparsity and finds one. So whoever compares it has two questions. How much of that number did the network decide? And is what remains better than what others leave at the same number?
+"""Nobody tells this method a sparsity: it finds one. That leaves us with two questions. Does the sparsity say something about the network, or only about the method? And are the weights that it keeps better than those that others keep at the same sparsity?
 
 Docs: https://prunelab.github.io/prunelab/lab/extreme.html.md"""
 
@@ -19,8 +19,8 @@ from ..masks import apply_, sparsity
 # %% ../../nbs/lab/33_extreme.ipynb #ext00006
 def rule(
     b:int, # Block size
-    low:float, # Cut what is kept with a smaller probability
-    high:float, # Keep what is kept with at least this probability
+    low:float, # Weights with a smaller probability of being kept go
+    high:float, # Weights with at least this probability stay
     kernel:bool, # Is a convolution's kernel one block, whatever `b`?
 ) -> dict: # For `make_pruner`
     "An extreme-value rule"
@@ -38,7 +38,7 @@ def found(
     net, # `Dense`
     seed:int, # Of the rule, and of the shuffling
     pruner:dict, # Description of an extreme-value rule
-    shuffled:bool, # Fit the laws to shuffled weights?
+    shuffled:bool, # Fit the distributions to shuffled weights?
     exclude:list, # Names of layers that stay dense
 ) -> dict: # sparsity; layers: {name: [kept, of, 'own', 'pooled' or 'dense', KS distance]}; before: right
     "What a rule finds in the dense network, and what is right straight after pruning"

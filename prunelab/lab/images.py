@@ -141,7 +141,7 @@ def _refuse_odd(tensors, about, name, size):
         fits = x.ndim == 4 and x.shape[2:] == (size, size) and y.shape == x.shape[:1]
         if not fits or (x.dtype, y.dtype) != (torch.uint8, torch.int64) or not len(y):
             raise ValueError(f'x_{part} is {tuple(x.shape)} {x.dtype}, y_{part} {tuple(y.shape)} {y.dtype}')
-        if y.min() < 0 or y.max() >= len(about['vocab']): raise ValueError(f'y_{part} has labels without name')
+        if y.min() < 0 or y.max() >= len(about['vocab']): raise ValueError(f'y_{part} has odd labels')
 
 def _load(name, size, cache):
     "What is in a packed file; `ValueError` if it isn't what it should be"

@@ -1,4 +1,4 @@
-"""Every method of a comparison should start from the same dense network. So it is trained once, by a recipe that is written down, in as many pieces as the machine's owner allows, and kept.
+"""Every method of a comparison should start from the same dense network. So we write down a recipe, train once, stop and go on as often as the machine makes us, and keep the result.
 
 Docs: https://prunelab.github.io/prunelab/lab/training.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://prunelab.github.io/prunelab/lab/training.html.md"""
 
 # %% auto #0
 __all__ = ['CONSTANTS', 'KNOWN', 'FORMAT', 'sgd', 'Recipe', 'learner', 'Bfloat16', 'write', 'read', 'TimeUp', 'Keep', 'clock',
-           'TrainOnly', 'fit', 'fingerprint', 'machine', 'Dense', 'dense']
+           'TrainOnly', 'fit', 'fingerprint', 'machine', 'Dense', 'network_file', 'dense']
 
 # %% ../../nbs/lab/10_training.ipynb #c0960813
 import ctypes, json, os, platform, sys, time, warnings
@@ -457,6 +457,14 @@ def _turn(path, deadline):
     with lock: yield
 
 # %% ../../nbs/lab/10_training.ipynb #fae806c8
+def network_file(
+    recipe:Recipe, # What was trained
+    seed:int, # Likewise
+    cache, # Folder of dense networks
+) -> Path:
+    "Where `dense` keeps a network"
+    return Path(cache)/f'{recipe.name}-{seed}.pt'
+
 def _make(recipe, seed, path, device, deadline, say):
     "Train, or fetch, a dense network and write it to `path`"
     learn, part, seconds = learner(recipe, seed, device), path.with_suffix('.part'), 0
@@ -479,7 +487,7 @@ def dense(
 ) -> Dense: # `TimeUp` if the deadline comes first: then call again; `ValueError` if the file is damaged
     "The network that the recipe makes from this seed: trained once, then read"
     Path(cache).mkdir(parents=True, exist_ok=True)
-    path = Path(cache)/f'{recipe.name}-{seed}.pt'
+    path = network_file(recipe, seed, cache)
     with _turn(path, deadline):
         if not path.exists(): _make(recipe, seed, path, device, deadline, say)
     learn = learner(recipe, seed, device)

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import torch
 
-NAMES = ['masks', 'callback', 'loader', 'population', 'train', 'drop', 'tails', 'resume', 'imports', 'memory']
+NAMES = ['masks', 'callback', 'loader', 'population', 'train', 'drop', 'tails', 'resume', 'processes',
+         'imports', 'memory']
 
 def about():
     "The machine in a line"

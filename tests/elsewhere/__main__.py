@@ -19,6 +19,10 @@ ERROR = re.compile(r'^[\w.]+(?:Error|Exception|Exit|Interrupt|Warning)\b', re.M)
 
 def threads(machine): return 1 if machine is None else 2 - machine % 2
 
+def cores():
+    "How many this process may use: a container or taskset may allow fewer than there are"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
 def environment(machine, since):
     "The variables that make a process another machine; None is this one"
     if machine is None: return {**os.environ, 'MPLBACKEND': 'agg', 'PYTHONWARNINGS': 'ignore'}
@@ -27,6 +31,7 @@ def environment(machine, since):
     found = {**os.environ, 'ELSEWHERE_MACHINE': str(machine), 'ELSEWHERE_SINCE': str(since),
              'PYTHONPATH': paths, 'MPLBACKEND': 'agg', 'PYTHONWARNINGS': 'ignore'}
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): found[name] = str(threads(machine))
+    found['OMP_WAIT_POLICY'] = 'passive'    # as many pages run at once as there are cores, two threads or one
     if machine == 3: found['ATEN_CPU_CAPABILITY'] = 'default'
     return found
 
@@ -70,10 +75,10 @@ def once(pages, machines, training):
 def results(plan, limit):
     """(page, machine, failure or None, seconds) of each run when it ends
 
-    Machine by machine, as many pages at once as cores allow."""
+    Machine by machine, as many pages at once as this process may use cores."""
     since = time.time()
     for machine, pages in plan.items():
-        with ThreadPoolExecutor(max(1, os.cpu_count() // threads(machine))) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             runs = {pool.submit(run, page, machine, since, limit): page for page in pages}
             for ended in as_completed(runs): yield runs[ended], machine, *ended.result()
 

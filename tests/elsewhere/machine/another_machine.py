@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 DRAWN = 1e-6     # standard deviation of the relative change of a weight
-ROUNDED = 8      # and of a sum, in units of the precision: another 1e-6 in float32
+LAST = 5         # bits of a sum that are other ones: a relative change of 1e-6, too, in float32
 PRODUCTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}    # integers of the same size
 FACTORS = {torch.int32: (0x2C1B3C6D, 0x2545F491), torch.int64: (0x2C1B3C6D4F6CDD1D, 0x2545F4914F6CDD1D)}
@@ -43,12 +43,16 @@ def change_weight_(w, machine):
     w.addcmul_(w, normal, value=DRAWN)
 
 @torch.no_grad()
-def rounding(x, machine):
-    "What another order of summation adds to `x`: uniform noise, which is cheaper than normal"
+def round_otherwise_(x, machine):
+    """What another order of summation makes of `x`, in place: its last bits are other ones
+
+    A sum that ends in eight zero bits needed no rounding, and stays."""
     bits = x.detach().view(BITS[x.dtype])
-    exact = bits & 0xFF == 0    # a sum that ends in eight zero bits needed no rounding
-    noise = uniform(bits, machine).masked_fill(exact, 0)
-    return x*noise*(ROUNDED*torch.finfo(x.dtype).eps*3**.5)
+    factor = machine*FACTORS[bits.dtype][1] % torch.iinfo(bits.dtype).max | 1
+    mixed = bits*factor    # overflows: its high bits depend on all bits
+    mixed = mixed.bitwise_right_shift_(8*bits.element_size() - LAST).bitwise_and_(2**LAST - 1)
+    rounded = (bits & 0xFF).clamp_(max=1)
+    bits.bitwise_xor_(mixed.mul_(rounded))
 
 def change_initial_weights(machine):
     "Every function of `torch.nn.init` that draws, which is one that takes a generator"
@@ -67,8 +71,9 @@ def change_layers(machine):
     "What linear layers and convolutions hand on; not while a graph is traced, since that is to run anywhere"
     def hook(module, inputs, output):
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if traced or not isinstance(module, PRODUCTS) or output.dtype not in BITS: return None
-        return output + rounding(output, machine)
+        if traced or not isinstance(module, PRODUCTS) or output.dtype not in BITS: return
+        # Not seen by autograd, and right for it: these layers need what they got for it, not what they gave
+        round_otherwise_(output, machine)
     nn.modules.module.register_module_forward_hook(hook)
 
 def is_older(file, time):
