@@ -131,14 +131,15 @@ def row(name):
         ws = weights(case.model)
         learn, cb = learner(case, folder), PruneCB(P, allocation=erk)
         learn.prune(cb)
-        before = {n: w.detach().clone() for n, w in ws.items()}
-        learn.fit(1)
-    pruned = {n: ws[n] for n in cb.names}
-    moved = sum(int((w != before[n]).sum()) for n, w in pruned.items())
+        pruned = {n: ws[n] for n in cb.names}
+        before, steps, moved = {n: w.detach().clone() for n, w in pruned.items()}, 0, 0
+        while not moved and steps < 2:      # a classifier that begins at 0 sends no gradient back at first
+            learn.fit(1)
+            steps, moved = steps + 1, sum(int((w != before[n]).sum()) for n, w in pruned.items())
     n = sum(w.numel() for w in pruned.values())
     return {'network': name, 'parameters': sum(p.numel() for p in case.model.parameters()), 'weights': n,
             'layers': len(pruned), 'asked': round(P*n), 'zeros': zeros(pruned), 'moved': moved,
-            'empty': len(cb.rows[-1]['empty']), 'seconds': round(time.monotonic() - begin, 1)}
+            'steps': steps, 'empty': len(cb.rows[-1]['empty']), 'seconds': round(time.monotonic() - begin, 1)}
 
 def guarded(name):
     try: return row(name)
