@@ -7,7 +7,7 @@ USE    := .venv/installed
 DEV    := .venv/installed-dev
 RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: demo test test-lowest soak elsewhere peers install config export nbs readme docs docs-serve lint style hooks dist bench clean
+.PHONY: demo test test-lowest soak catalogue elsewhere peers install config export nbs readme docs docs-serve lint style hooks dist bench clean
 .NOTPARALLEL:
 
 demo: $(USE)             ## train on digits, prune with every method, print the table, save the figure
@@ -82,9 +82,17 @@ dist: $(DEV)             ## wheel and source archive in dist/; the wheel prunes 
 	$(RUN) python -m build
 	$(RUN) python tests/dist_smoke.py dist/*.whl
 
-soak: $(DEV)             ## what takes too long for `make test`: a hundred kills, 10,000 steps of two processes, no difference
+soak: $(DEV)             ## what takes too long for `make test`: kills, the whole product of the promise, many examples
 	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak 100
 	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak.ranks 10000
+	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak.promise --table tests/soak/promise.json
+	@$(RUN) OMP_NUM_THREADS=1 python -m tests.soak.steps 1000000
+	$(RUN) OMP_NUM_THREADS=1 PRUNELAB_EXAMPLES=20 pytest -q tests/test_properties.py
+	$(RUN) OMP_NUM_THREADS=1 PRUNELAB_EXAMPLES=210 pytest -q tests/test_files.py -k 'any_bytes or damaged_file'
+
+catalogue: $(DEV)        ## torchvision, timm, fastai and transformers: each network is pruned, trains a step, and is counted
+	$(BIN)/python -m pip install -q -e '.[catalogue]'
+	@$(RUN) OMP_NUM_THREADS=1 python -m tests.catalogue --table tests/catalogue.jsonl
 
 bench: $(DEV)            ## ratios against the peers, measured side by side on this machine
 	@$(RUN) python -m tests.bench

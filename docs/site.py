@@ -334,6 +334,8 @@ class Page:
         if target.startswith(URL):                                              # nbdev found a name
             found = pages.get(page[len(URL) + 1:].removesuffix('.html'))
             return f'[{text}]({self.to(found)}#{anchor})' if found and anchor in found.sees else text
+        of_clone = os.path.normpath(Path('nbs')/self.rel.parent/page).replace(os.sep, '/')
+        if of_clone.startswith('tests/'): return f'[{text}]({REPO}/{of_clone})'
         if not page.endswith('.ipynb'): return m[0]
         wanted = os.path.normpath(self.rel.parent/page).replace(os.sep, '/')
         found = next((p for p in pages.values() if p.rel.as_posix() == wanted), None)

@@ -18,11 +18,11 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastai.torch_core import get_model, to_device
+from fastai.torch_core import to_device
 from fastcore.basics import patch
 
 from .allocation import global_
-from .core import exclusions, generator, seeded, weights
+from .core import exclusions, generator, inner_model, seeded, weights
 from .plotting import OURS
 from .hold import HoldMasks, holder_of, in_lr_find
 from .masks import empty_layers, kept, sparsity, warn_of_empty
@@ -90,7 +90,7 @@ def attach(self:PruneCB,
 ):
     "Find the weights and the holder; with another holder than before, the schedule begins anew"
     if any(c is self.holder for c in learn.cbs): return
-    ws = weights(get_model(learn.model), self.exclude)
+    ws = weights(inner_model(learn.model), self.exclude)
     self.names = _started(ws, _masked(learn))                           # of the weights to prune
     self.holder = holder_of(learn, self.names)
     self.begin_schedule()
@@ -180,7 +180,7 @@ def _first_batch(loader, seed):
 @patch
 def offers(self:PruneCB) -> dict: # {name: function without arguments}, see `score_with`
     "What a score may ask for, made only if it asks"
-    return dict(model=lambda: get_model(self.learn.model), batch=self.batch,
+    return dict(model=lambda: inner_model(self.learn.model), batch=self.batch,
                 loss_func=lambda: self.learn.loss_func, gen=self.new_generator)
 
 # %% ../nbs/06_callbacks.ipynb #3c9c0fe4
@@ -213,7 +213,7 @@ def prune_at(self:PruneCB,
 @patch
 def _agreed(self:PruneCB, t):
     "A proposal of several processes: that of the first one, for which all have given what they know"
-    model = get_model(self.learn.model)
+    model = inner_model(self.learn.model)
     device = next(model.parameters()).device
     buffers = dict(model.named_buffers())
     for n, first in of_first(buffers, device).items(): buffers[n].copy_(first)

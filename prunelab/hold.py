@@ -15,11 +15,10 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
-from fastai.torch_core import get_model
 from fastcore.basics import patch
 
-from .core import weights
-from .masks import apply_, sparsity
+from .core import inner_model, weights
+from .masks import apply_, empty_layers, sparsity, warn_of_empty
 from .processes import of_first, place
 
 # %% ../nbs/05b_hold.ipynb #b5e5004b
@@ -54,7 +53,7 @@ def weights(self:HoldMasks,
     ps = _parameters(self.learn.model if model is None else model)
     return {n: ps[n] for n in self.masks}
 
-def _parameters(model): return dict(get_model(model).named_parameters(remove_duplicate=False))
+def _parameters(model): return dict(inner_model(model).named_parameters(remove_duplicate=False))
 
 def _missing_message(names):
     return (f'weights {names} are under masks and no longer in the model, or have another shape there; '
@@ -66,7 +65,7 @@ def bind(self:HoldMasks):
     "Take the model's parameters as they are now, apply the masks, and measure the sparsity"
     ws = self.weights()
     self._removed = [(w, ~self.masks[n].to(w.device)) for n, w in ws.items()]
-    self._bound_model = get_model(self.learn.model)
+    self._bound_model = inner_model(self.learn.model)
     self.apply()
     self.last_sparsity = sparsity(ws)
 
@@ -77,7 +76,10 @@ def apply(self:HoldMasks):
         for w, removed in self._removed: w.masked_fill_(removed, 0)
 
 @patch
-def after_step(self:HoldMasks): self.apply()
+def after_step(self:HoldMasks):
+    "Apply the masks, also to another network of the same names that has taken the place of the one before"
+    if inner_model(self.learn.model) is self._bound_model: self.apply()
+    else: self.bind()
 
 # %% ../nbs/05b_hold.ipynb #4d7bd452
 @patch
@@ -85,7 +87,7 @@ def add(self:HoldMasks,
     names, # Names of weights; those that are under masks already stay as they are
 ):
     "Take more weights, with nothing masked in them"
-    ws = weights(get_model(self.learn.model))
+    ws = weights(inner_model(self.learn.model))
     unknown = [n for n in names if n not in ws]
     if unknown or not names:
         raise ValueError(f'{unknown} are no weights of the model; choose from {list(ws)}')
@@ -152,8 +154,10 @@ def hold(self:Learner,
     masks:dict=None, # {name: bool mask} for some or all weights; where the weights are not 0 if None
 ) -> HoldMasks: # With `masks` and `finalize()`
     "Hold masks that came from elsewhere, such as the zeros of a loaded sparse checkpoint"
-    ws = weights(get_model(self.model))
-    if masks is None: masks = {n: w.detach() != 0 for n, w in ws.items()}
+    ws = weights(inner_model(self.model))
+    if masks is None:
+        masks = {n: w.detach() != 0 for n, w in ws.items()}
+        warn_of_empty(empty_layers(masks))
     _refuse_misfits(ws, masks, {})
     holder = holder_of(self, list(masks))
     holder.set_masks(masks)
@@ -164,7 +168,7 @@ def hold(self:Learner,
 def recheck(self:HoldMasks):
     "Apply the masks again; warn if something else wrote the weights since they were last measured"
     ws, before = self.weights(), self.last_sparsity
-    same_model = self._bound_model in (None, get_model(self.learn.model))
+    same_model = self._bound_model in (None, inner_model(self.learn.model))
     now, leaked = sparsity(ws), self._leaked(ws)
     self.bind()
     if before is None or not same_model: return

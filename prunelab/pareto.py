@@ -9,11 +9,14 @@ __all__ = ['non_dominated', 'measure', 'fit', 'F1', 'F2', 'load_optuna', 'search
 
 # %% ../nbs/40_pareto.ipynb #5de82907
 import re
+import sqlite3
 import time
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
-from itertools import chain, compress
+from itertools import chain, compress, islice
 from pathlib import Path
+from types import CodeType, FunctionType
 from uuid import uuid4
 
 import filelock
@@ -23,7 +26,7 @@ import pandas as pd
 import torch
 
 from .core import weights
-from .evaluate import evaluate_population
+from .evaluate import correct, evaluate_population
 from .masks import apply_
 from .plotting import DENSE, PLAIN, OURS
 from .stochastic import check_unit, stochastic_prune
@@ -46,14 +49,15 @@ def measure(
     n:int=5, # Draws, an odd number: of an even one, the lower median
     first:int=0, # Number of the first draw
     exclude=(), # Weights to leave alone, see `weights`
+    metric=correct, # `(out, y)` -> one value per example, larger is better, see `metric_for`
     **prune, # `unit`, `score`, `allocation`, `kind` of `stochastic_prune`
-) -> tuple: # (median accuracy of the noisy ones, accuracy without noise)
+) -> tuple: # (median accuracy, or metric, of the noisy ones; that without noise)
     "Prune `n` noisy copies and one without noise; evaluate them"
     if n < 1: raise ValueError(f'n is the number of draws, at least 1, got {n}')
     ws, seeds = weights(model, exclude), np.atleast_1d(seed).tolist()
     draws = [(0, 0), *((sigma, first + i) for i in range(n))]           # the first one has no noise
     pruned = (stochastic_prune(ws, gamma, s, (*seeds, i), **prune) for s, i in draws)
-    acc = evaluate_population(model, (apply_(noisy, masks) for masks, noisy in pruned), dl)
+    acc = evaluate_population(model, (apply_(noisy, masks) for masks, noisy in pruned), dl, metric)
     return acc[1:].median().item(), acc[0].item()
 
 # %% ../nbs/40_pareto.ipynb #35f93b3c
@@ -154,6 +158,12 @@ def _locked(path):
                            "that ends in .journal, or a database URL such as 'postgresql://...'") from None
     return lock
 
+def _in_file(path):
+    "An Optuna storage in a file of any name: in a URL %, ? and braces would mean something else"
+    from sqlalchemy.pool import QueuePool                       # which comes with Optuna
+    connect = partial(sqlite3.connect, Path(path).absolute(), check_same_thread=False)
+    return load_optuna().storages.RDBStorage('sqlite://', {'creator': connect, 'poolclass': QueuePool})
+
 def _database(url, interval=60, grace=180, attempts=5):
     "Optuna's storage in a database. Where several workers come first, all make its tables and one succeeds"
     patience = {'connect_args': {'timeout': 60}} if url.startswith('sqlite') else {}
@@ -179,7 +189,7 @@ def _opened(storage):
         finally: workers.close()
     else:
         lock = _locked(storage)
-        try: yield storages.RDBStorage(f'sqlite:///{Path(storage).absolute()}'), _recover, _nothing
+        try: yield _in_file(storage), _recover, _nothing
         finally: lock.release()
 
 def _journal(path):
@@ -187,11 +197,32 @@ def _journal(path):
     storages = load_optuna().storages
     return storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
 
-# %% ../nbs/40_pareto.ipynb #e1ebb218
-def _name(f):
-    "A name that another process gives, too: a partial has none, and the address in its repr changes"
-    return getattr(f, '__name__', None) or re.sub(r' at 0x\w+', '', repr(f))
+# %% ../nbs/40_pareto.ipynb #40nam003
+def _name(
+    x, # A function, a class, a partial or something else
+    depth:int=3, # How far functions inside of functions are followed
+) -> str:
+    "A text that another process gives, too, and that tells functions apart by what they do"
+    if isinstance(x, partial):
+        given = [*map(_name, x.args), *(f'{k}={_name(v)}' for k, v in x.keywords.items())]
+        return f'partial({", ".join([_name(x.func), *given])})'
+    is_ours = getattr(x, '__module__', None) or ''
+    if isinstance(x, FunctionType) and depth and not is_ours.startswith('prunelab.'):
+        return f'{x.__name__} {sha256(_made_of(x, depth).encode()).hexdigest()[:8]}'
+    return getattr(x, '__name__', None) or re.sub(r' at 0x\w+', '', repr(x))
 
+def _made_of(f, depth):
+    "Instructions, constants, defaults of a function, and what it closes over"
+    def text(part):
+        if isinstance(part, CodeType): return [part.co_code, part.co_names, *map(text, part.co_consts)]
+        if isinstance(part, (tuple, frozenset)): return sorted(str(text(p)) for p in part)
+        if part is None or isinstance(part, (int, float, complex, str, bytes)): return repr(part)
+        return _name(part, depth - 1) if callable(part) else type(part).__name__
+    inside = [c.cell_contents for c in f.__closure__ or ()]
+    defaults = [*(f.__defaults__ or ()), *sorted((f.__kwdefaults__ or {}).items())]
+    return str([text(part) for part in (f.__code__, *defaults, *inside)])
+
+# %% ../nbs/40_pareto.ipynb #e1ebb218
 def _digest(tensors):
     "Twelve digits that stand for all bytes of some tensors"
     whole = sha256()
@@ -216,13 +247,19 @@ def _same(study, settings):
                      'give another name or storage, or the old settings')
 
 # %% ../nbs/40_pareto.ipynb #40sea001
-def _refuse_bad_search(sigma, gamma, n_trials, n, sampler, prune):
-    "Raise a `ValueError` that says what was wrong and what is allowed"
+def _refuse_bad_search(model, dl, sigma, gamma, n_trials, n, sampler, prune):
+    "Raise a `ValueError` that says what was wrong and what is allowed; nothing has been stored yet"
     ranges = 0 < sigma[0] < sigma[1] and 0 <= gamma[0] < gamma[1] < 1
     if not ranges or min(n_trials, n) < 1:
         raise ValueError('search needs ranges sigma with 0 < low < high and gamma with 0 <= low < high < 1, '
                          f'and n_trials and n of at least 1, got {sigma=}, {gamma=}, {n_trials=}, {n=}')
     check_unit(prune.get('unit'), prune.get('kind', 'add'))
+    _refuse_finished(sampler)
+    one_batch = list(islice(dl, 1))
+    evaluate_population(model, [{}], one_batch, prune.get('metric', correct))       # does the metric fit?
+
+def _refuse_finished(sampler):
+    "Raise a `ValueError` unless `sampler` is what makes samplers"
     if callable(sampler) and not isinstance(sampler, load_optuna().samplers.BaseSampler): return
     raise ValueError('sampler makes an Optuna sampler from `seed=`, such as NSGAIISampler or '
                      'partial(TPESampler, n_startup_trials=20); a finished one would repeat its draws '
@@ -255,13 +292,13 @@ def search(
     gamma=None, # Range of sparsity; the paper's if None: .01 to .99 for `F2`, .3 to .99 for others
     n:int=5, # Draws per trial, whose median counts
     progress:bool=True, # Show a bar?
-    **prune, # `exclude`, `unit`, `score`, `allocation`, `kind`, see `measure`
+    **prune, # `exclude`, `unit`, `score`, `allocation`, `kind`, `metric`, see `measure`
 ) -> object: # An Optuna study; trials have `params` (sigma, gamma) and `user_attrs` (draw, its k; acc; det)
     "Search noise and sparsity; resumes. Needs Optuna: `pip install 'prunelab[search]'`"
     optuna = load_optuna()
     sampler = sampler or optuna.samplers.NSGAIISampler
     gamma = gamma or (.01 if objective is F2 else .3, .99)
-    _refuse_bad_search(sigma, gamma, n_trials, n, sampler, prune)
+    _refuse_bad_search(model, dl, sigma, gamma, n_trials, n, sampler, prune)
     settings = {'objective': _name(objective), 'sigma': list(sigma), 'gamma': list(gamma), 'n': n,
                 'seed': seed, 'sampler': _name(sampler), 'labels': _digest(y for *_, y in dl),
                 **_network(model, **prune)}

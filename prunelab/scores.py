@@ -9,6 +9,7 @@ __all__ = ['magnitude', 'random_score', 'remaining_share', 'lamp_score', 'score_
 
 # %% ../nbs/03_scores.ipynb #294c89dd
 import inspect
+import warnings
 
 import torch
 
@@ -69,4 +70,13 @@ def score_with(
         if s.shape == ws[n].shape: continue
         got, wanted = tuple(s.shape), tuple(ws[n].shape)
         raise ValueError(f'{n!r}: a score of shape {got} for a weight of shape {wanted}')
+    _warn_of_one_value(scores)
     return scores
+
+def _warn_of_one_value(scores):
+    "Say so if nothing ranks the weights"
+    some = [s.detach().flatten() for s in scores.values() if s.numel()]
+    first = some[0][0].item()
+    if any((s[:9] != first).any() or (s != first).any() for s in some): return      # nine numbers mostly do
+    warnings.warn(f'every weight has the score {first:g}, so nothing ranks them, and the first ones stay: is '
+                  'the gradient 0 everywhere, or the network constant?')

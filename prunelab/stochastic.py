@@ -11,13 +11,12 @@ __all__ = ['threshold', 'check_unit', 'absolute_sigma', 'stochastic_prune', 'bes
 from functools import cache, partial
 
 import torch
-from fastai.torch_core import get_model
 from fastcore.basics import patch
 from .allocation import global_
 from .basin import check_noise, perturb
 from .callbacks import PruneCB
-from .core import generator
-from .evaluate import correct, evaluate_shared
+from .core import generator, inner_model
+from .evaluate import evaluate_shared, metric_for
 from .masks import apply_, kept, kth_largest
 from .processes import place, whole
 from .scores import magnitude, score_with
@@ -57,6 +56,26 @@ def absolute_sigma(
     tau = threshold(ws, sparsity)
     return {n: s*tau for n, s in sigma.items()} if isinstance(sigma, dict) else sigma*tau
 
+# %% ../nbs/12_stochastic.ipynb #12held01
+def _refuse_unknown_offers(offers):
+    "Raise a `ValueError` for a name that no score can ask for, such as a misspelt argument"
+    unknown = sorted(set(offers) - {'model', 'batch', 'loss_func'})
+    if not unknown: return
+    raise ValueError(f'stochastic_prune has no argument {unknown}; '
+                     'a score may be offered model, batch and loss_func')
+
+def _refuse_lower_than_held(ws, sparsity, held):
+    "Raise a `ValueError` unless every weight has a mask, and the sparsity is at least that of the masks"
+    missing = [n for n, w in ws.items() if n not in held or held[n].shape != w.shape]
+    if missing:
+        raise ValueError(f'held has no mask of the same shape for {missing}: give one for each weight, '
+                         'all True where nothing is masked')
+    n, alive = sum(w.numel() for w in ws.values()), sum(int(held[n].count_nonzero()) for n in ws)
+    if kept(n, sparsity) <= alive: return
+    raise ValueError(f'held masks {1 - alive/n:.2%} of these weights, more than the sparsity {sparsity:.4g} '
+                     'asks for: what is masked stays masked, so ask for at least that, or start afresh '
+                     'without held')
+
 # %% ../nbs/12_stochastic.ipynb #7c242616
 def stochastic_prune(
     ws:dict, # {name: weight}, untouched; leave layers out with `weights(model, exclude)`
@@ -73,6 +92,7 @@ def stochastic_prune(
     "Stochastic Pruning of one draw: perturb, score, select"
     _refuse_unknown_offers(offers)
     check_unit(unit, kind)
+    if held: _refuse_lower_than_held(ws, sparsity, held)
     gen = generator(gen, next(iter(ws.values())).device)
     gone = {n: ~held[n].to(w.device) for n, w in ws.items()} if held else {}
     added = absolute_sigma(_filled(ws, gone, 0), sparsity, sigma, unit) if unit else sigma
@@ -85,25 +105,27 @@ def _filled(tensors, gone, value):
     if not gone: return tensors
     return {n: t.detach().masked_fill(gone[n], value) for n, t in tensors.items()}
 
-def _refuse_unknown_offers(offers):
-    "Raise a `ValueError` for a name that no score can ask for, such as a misspelt argument"
-    unknown = sorted(set(offers) - {'model', 'batch', 'loss_func'})
-    if not unknown: return
-    raise ValueError(f'stochastic_prune has no argument {unknown}; '
-                     'a score may be offered model, batch and loss_func')
-
 # %% ../nbs/12_stochastic.ipynb #2ca118a8
 def best(
     values:torch.Tensor, # One value per member, larger is better
-) -> int:
+) -> int: # `ValueError` if all are NaN
     "Index of the best member; a NaN is never the best"
+    _refuse_no_value(values)
     return int(values.nan_to_num(nan=-torch.inf).argmax())
 
 def median(
     values:torch.Tensor, # One value per member
-) -> int:
-    "Index of the median member, the lower one of two"
-    return int(values.argsort()[(len(values) - 1)//2])
+) -> int: # `ValueError` if all are NaN
+    "Index of the median member, the lower one of two; those that are NaN don't count"
+    _refuse_no_value(values)
+    n = int((~values.isnan()).sum())                            # a NaN is sorted behind all numbers
+    return int(values.argsort()[(n - 1)//2])
+
+def _refuse_no_value(values):
+    "Raise a `ValueError` if no member has a value"
+    if not values.isnan().all(): return
+    raise ValueError('the metric is NaN for every member, so none can be chosen: look at the weights, the '
+                     'validation data and metric=')
 
 # %% ../nbs/12_stochastic.ipynb #3bd60aa5
 class StochasticPruning(PruneCB):
@@ -115,7 +137,7 @@ class StochasticPruning(PruneCB):
         n:int=10, # Members of the population
         select=best, # Which member: `best` or `median`, any function of the members' values
         kind:str='add', # 'add': w + σ·eps, or 'mul': w·(1 + σ·eps)
-        metric=correct, # `(out, y)` -> one value per example, larger is better
+        metric=None, # `(out, y)` -> one value per example, larger is better; what fits the loss if None
         **kwargs, # Passed to `PruneCB`: score, allocation, schedule, exclude, seed, when_frozen
     ):
         super().__init__(sparsity, **kwargs)
@@ -129,7 +151,7 @@ class StochasticPruning(PruneCB):
 def _refuse_bad_population(n, select, metric):
     "Raise a `ValueError` that says what was wrong and what is allowed"
     if n < 1: raise ValueError(f'a population has at least one member, got n={n}')
-    if callable(select) and callable(metric): return
+    if callable(select) and (metric is None or callable(metric)): return
     raise ValueError('select and metric are functions, such as best and correct; '
                      f'got {select!r} and {metric!r}')
 
@@ -142,7 +164,7 @@ def member(self:StochasticPruning,
     batch, # Function without arguments: a batch for scores that ask for one
 ) -> tuple: # ({name: bool mask}, {name: noisy weight})
     "Member `i` of the population of this pruning, drawn from (seed, draws, i)"
-    model, loss_func = get_model(self.learn.model), self.learn.loss_func
+    model, loss_func = inner_model(self.learn.model), self.learn.loss_func
     return stochastic_prune(self.weights(), sparsity, sigma, (self.seed, self.draws, i), self.score,
                             self.allocation, self.kind, held=self.holder.masks,
                             model=lambda: model, batch=batch, loss_func=lambda: loss_func)
@@ -160,6 +182,8 @@ def propose(self:StochasticPruning,
     def pruned(i):
         masks, values = draw(i)
         return apply_(values, masks)
-    self.values = evaluate_shared(get_model(self.learn.model), pruned, self.n, whole(self.dls.valid),
-                                  self.metric, place(self.learn))
+    metric = self.metric or metric_for(self.learn.loss_func)
+    n_inp = getattr(self.dls, 'n_inp', None)
+    model, valid = inner_model(self.learn.model), whole(self.dls.valid)
+    self.values = evaluate_shared(model, pruned, self.n, valid, metric, place(self.learn), n_inp)
     return draw(self.select(self.values))

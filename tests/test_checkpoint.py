@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 from prunelab import checkpoint
-from prunelab.checkpoint import SparseLinear, load_sparse, pack, save_sparse, to_sparse_cpu, unpack
+from prunelab.checkpoint import SparseLinear, check_sum, load_sparse, pack, save_sparse, to_sparse_cpu, unpack
 from prunelab.core import seeded, weights
 from prunelab.lab.models import lenet300, lenet5
 from prunelab.report import sizes
@@ -34,13 +34,14 @@ def file(tmp_path): return save_sparse(small(), tmp_path/'net.safetensors')
 def header_size(data): return 8 + int.from_bytes(data[:8], 'little')
 
 def rewrite(path, edit=None, tensors=None):
-    "Change the metadata by `edit(meta, packed)` or the tensors by `tensors(dict)`; safetensors all the same"
+    "Change the metadata by `edit(meta, packed)` or the tensors by `tensors(dict)`, and the check sum"
     data = path.read_bytes()
     meta = json.loads(data[8:header_size(data)])['__metadata__']
     text, packed, contents = meta['packed'], json.loads(meta['packed']), load(data)
     if edit: edit(meta, packed)
     if tensors: tensors(contents)
     if meta.get('packed') == text: meta['packed'] = json.dumps(packed)
+    meta['check'] = check_sum(contents, *(meta[k] for k in ('packed', 'tied') if k in meta))
     path.write_bytes(save(contents, meta))
 
 def refused(path, match, model=None):
@@ -194,7 +195,7 @@ def test_every_header_byte_flipped_is_refused_or_harmless(file):
 METADATA = {
     'another format': (lambda m, p: m.update(format='other'), "format is 'other'"),
     'no format': (lambda m, p: m.pop('format'), 'format is None'),
-    'another version': (lambda m, p: m.update(version='2'), "version '2'"),
+    'another version': (lambda m, p: m.update(version='1'), "version '1'"),
     'no version': (lambda m, p: m.pop('version'), 'version'),
     'nothing packed': (lambda m, p: m.pop('packed'), 'packed'),
     'packed is a list': (lambda m, p: m.update(packed='[1, 2]'), 'damaged'),
@@ -209,6 +210,30 @@ METADATA = {
     'packed and plain': (lambda m, p: p.update({'4.bias': p['4.weight']}), '4.bias: stored twice'),
     'packed without bits': (lambda m, p: p.update({'x': p['4.weight']}), 'x::bits'),
     'bits without a weight': (lambda m, p: p.pop('4.weight'), 'made by another model')}
+
+@pytest.mark.parametrize('which', ['no', 'another'])
+def test_a_file_without_its_check_sum_is_refused(file, which):
+    data = file.read_bytes()
+    end = header_size(data)
+    meta, entries = json.loads(data[8:end])['__metadata__'], load(data)
+    check = {} if which == 'no' else {'check': '123'}
+    file.write_bytes(save(entries, {**{k: v for k, v in meta.items() if k != 'check'}, **check}))
+    refused(file, 'check')
+
+def test_a_flipped_value_is_refused(file):
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    refused(file, 'check sum is wrong')
+
+def test_numbers_that_the_model_cannot_hold_are_refused(tmp_path):
+    net, fresh = small(), small(0, seed=2).half()
+    with torch.no_grad(): net[4].bias[0] = 70_000.
+    before = copy.deepcopy(fresh.state_dict())
+    with pytest.raises(ValueError, match='4.bias has numbers out of the range of torch.float16'):
+        load_sparse(save_sparse(net, tmp_path/'x'), fresh)
+    assert same_state(before, fresh.state_dict())
+    with torch.no_grad(): net[4].bias[0] = torch.inf            # which half precision has, too
+    assert load_sparse(save_sparse(net, tmp_path/'x'), fresh)[4].bias[0] == torch.inf
 
 @pytest.mark.parametrize('case', METADATA)
 def test_tampered_metadata(file, case):

@@ -1,28 +1,43 @@
 "What people who prune run into: each case stands for a kind of failure that used to pass in silence"
 import copy
 import io
+import os
+import random
+import subprocess
+import sys
 import warnings
 from functools import partial
+import numpy as np
+import optuna
 import pytest
 import torch
 from fastai.callback.core import Callback
 import fastai.callback.schedule     # gives Learner fine_tune
 from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
+from fastai.text.models.awdlstm import AWD_LSTM
+from fastai.text.models.core import get_language_model
+from optuna.samplers import RandomSampler
+from optuna.storages import InMemoryStorage
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, prune, vector_to_parameters
 from torch.utils.checkpoint import checkpoint
+import prunelab.pareto as pareto
 from prunelab.allocation import erk, global_, proportional
 from prunelab.callbacks import PruneCB
 from prunelab.core import generator, seeded, weights
+from prunelab.evaluate import correct, evaluate_population, labels_right, metric_for, negative_error
 from prunelab.gradient_scores import gradient, grasp, iterated, snip, synflow
-from prunelab.masks import apply_
+from prunelab.masks import apply_, sparsity
+from prunelab.pareto import F2, front, search
 from prunelab.report import macs, table
 from prunelab.schedules import gradual, one_shot
-from prunelab.scores import score_with
-from prunelab.stochastic import StochasticPruning
+from prunelab.scores import magnitude, score_with
+from prunelab.stochastic import StochasticPruning, best, median, stochastic_prune
 from .conftest import Pairs, mlp
-from .test_guarantees import N, split, zeros
+from .test_guarantees import N, Each, split, zeros
 
 def told(f, *args, **kwargs):
     "The warnings of a call, as texts"
@@ -446,6 +461,287 @@ def test_exclude_that_is_none(new_learner, exclude):
 @pytest.mark.parametrize('power', [-1, 0, float('nan'), float('inf')])
 def test_powers_that_reach_no_target(power):
     with pytest.raises(ValueError, match='above 0'): gradual(power=power)
+
+# an assumption about shapes unchecked: what isn't one class of several
+
+class Task(Pairs):
+    "Another question about the same inputs"
+    def __init__(self, kind):
+        super().__init__()
+        one_hot = F.one_hot(self.y, 4).float()
+        targets = {'yes or no': one_hot[:, 0], 'in a row of its own': one_hot[:, :1], 'labels': one_hot}
+        self.y = {**targets, 'number': self.x[:, 0] + self.x[:, 1]}[kind]
+
+LOSSES = {'yes or no': BCEWithLogitsLossFlat, 'in a row of its own': nn.BCEWithLogitsLoss,
+          'labels': BCEWithLogitsLossFlat, 'number': MSELossFlat}
+
+@pytest.fixture
+def asked(new_learner):
+    "A function that makes a Learner for a task"
+    def make(kind):
+        with seeded(1): model = mlp() if kind == 'labels' else nn.Sequential(*mlp()[:5], nn.Linear(10, 1))
+        learn = new_learner(model=model, metrics=[])
+        loaders = [DataLoader(Task(kind), bs=bs) for bs in (16, 48)]
+        learn.dls, learn.loss_func = DataLoaders(*loaders, device=learn.dls.device), LOSSES[kind]()
+        return learn
+    return make
+
+def value_of_a_copy(learn, kind, member):
+    "What the metric has to be, computed with a copy of the network and no function of the library's"
+    net, task = copy.deepcopy(learn.model).eval().cpu(), Task(kind)
+    net.load_state_dict({**net.state_dict(), **{n: w.cpu() for n, w in member.items()}})
+    with torch.no_grad(): out = net(task.x)
+    y = task.y.reshape(out.shape)
+    if kind == 'number': return -((out - y)**2).mean().item()
+    return ((out > 0) == (y == 1)).float().mean().item()
+
+@pytest.mark.parametrize('kind', LOSSES)
+def test_members_are_compared_by_what_fits_the_loss(asked, kind):
+    learn = asked(kind)
+    dense = {n: w.detach().clone() for n, w in weights(learn.model).items()}
+    cb = learn.prune(StochasticPruning(.5, .3, n=4))
+    assert len(set(cb.values.tolist())) > 1                     # all were equal, or it was a size error
+    drawn = (stochastic_prune(dense, .5, .3, (cb.seed, 1, i)) for i in range(4))
+    expected = [value_of_a_copy(learn, kind, apply_(v, m)) for m, v in drawn]
+    assert cb.values.tolist() == pytest.approx(expected, abs=1e-5)
+    assert sparsity(cb.weights()) == pytest.approx(.5, abs=1/400)
+
+@pytest.mark.parametrize('kind', LOSSES)
+def test_a_search_says_which_metric_it_needs(asked, kind):
+    learn, db = asked(kind), InMemoryStorage()
+    arguments = (F2, learn.model, learn.dls.valid, 2, RandomSampler, db)
+    with pytest.raises(ValueError, match='metric='): search(*arguments, n=1, progress=False)
+    assert not optuna.get_all_study_names(db)                   # the name is free for the right one
+    study = search(*arguments, n=1, progress=False, sigma=(.1, 1), metric=metric_for(learn.loss_func))
+    found = {t.values[0] for t in study.trials}
+    assert len(found) == 2 and all((v <= 0) == (kind == 'number') for v in found)
+    with pytest.raises(ValueError, match='pruning was'): front(F2, study, learn.model, learn.dls.valid)
+
+def ones(*shape, dtype=torch.float32): return torch.ones(shape, dtype=dtype, device='cpu')
+whole = partial(ones, dtype=torch.int64)
+OUTPUTS = {'one logit': (ones(5, 1), whole(5)), 'no row': (ones(5), ones(5)),
+           'labels': (ones(5, 4), ones(5, 4)), 'would broadcast': (ones(5, 4), whole(5, 1)),
+           'a tuple': ((ones(5, 4),), whole(5))}
+
+@pytest.mark.parametrize('case', OUTPUTS)
+def test_accuracy_of_something_else_is_refused(case):
+    with pytest.raises(ValueError, match='metric='): correct(*OUTPUTS[case])
+
+def test_accuracy_of_pixels():
+    out, y = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    assert torch.equal(correct(out, y), out.argmax(1) == y)
+
+def test_losses_that_wrap_others_and_that_are_unknown():
+    weighted = partial(F.binary_cross_entropy_with_logits, pos_weight=torch.ones(1))
+    assert metric_for(weighted) is metric_for(nn.MultiLabelSoftMarginLoss()) is labels_right
+    assert metric_for(partial(partial(F.mse_loss), reduction='mean')) is negative_error
+    assert metric_for(two_losses) is metric_for(CrossEntropyLossFlat()) is correct
+
+def test_targets_beyond_the_first_are_no_inputs(new_learner):
+    learn, seen = new_learner(), []
+    loader = torch.utils.data.DataLoader(TwoTargets(), 16)
+    learn.dls, learn.loss_func, learn.metrics = DataLoaders(loader, loader), two_losses, []
+    learn.dls.n_inp = 1
+    def metric(out, y, z):
+        seen.append((y.shape, z.shape))
+        return correct(out, y) & (z < 2)
+    learn.prune(StochasticPruning(.5, .1, n=2, metric=metric))
+    assert seen and {*seen} == {((16,), (16,))} and zeros(learn) == round(.5*N)
+
+# a name stands for identity: objectives, scores and what is in a partial
+
+def looked(objective, db, n_trials=3, **kwargs):
+    "A search of its own in a storage"
+    with seeded(1): model = mlp().eval()
+    data = [(Pairs(20).x, Pairs(20).y)]
+    return search(objective, model, data, n_trials, RandomSampler, db, n=1, progress=False, **kwargs)
+
+def floor(low): return lambda acc, det, gamma: max(acc, low)
+
+def test_two_nameless_objectives_are_two_searches():
+    db = InMemoryStorage()
+    by_accuracy = [t.value for t in looked(lambda acc, det, gamma: acc, db).trials]
+    by_sparsity = looked(lambda acc, det, gamma: gamma, db)
+    assert len(optuna.get_all_study_names(db)) == 2
+    assert [t.value for t in by_sparsity.trials] == [t.params['gamma'] for t in by_sparsity.trials]
+    again = [t.value for t in looked(lambda acc, det, gamma: acc, db, 4).trials]
+    assert again[:3] == by_accuracy and len(again) == 4         # the same code is the same search
+
+PAIRS = {'constants': (lambda acc, det, gamma: acc + 1, lambda acc, det, gamma: acc + 2),
+         'what they close over': (floor(.1), floor(.2)),
+         'defaults': (lambda acc, det, gamma, k=1: k*acc, lambda acc, det, gamma, k=2: k*acc),
+         'partials': (partial(max, 0, key=None), partial(max, 1, key=None)),
+         'functions in partials': (partial(map, floor(.1)), partial(map, floor(.2)))}
+
+@pytest.mark.parametrize('what', PAIRS)
+def test_functions_that_differ_have_other_names(what):
+    a, b = PAIRS[what]
+    assert pareto._name(a) != pareto._name(b) and pareto._name(a) == pareto._name(copy.copy(a))
+
+def test_rounds_of_an_iterated_score_are_settings():
+    db = InMemoryStorage()
+    looked(F2, db, 1, score=iterated(magnitude, global_, .9, 2))
+    other = iterated(magnitude, global_, .9, 3)
+    with pytest.raises(ValueError, match='pruning was'): looked(F2, db, 2, score=other)
+
+OBJECTIVE = "def objective(acc, det, gamma): return acc if gamma in {'a', 'b', .5} else det"
+
+def test_names_of_functions_survive_a_process_with_other_hashes():
+    told = f'import prunelab.pareto as p; exec({OBJECTIVE!r}); print(p._name(objective))'
+    env = {**os.environ, 'PYTHONHASHSEED': '7'}
+    command = [sys.executable, '-W', 'ignore', '-c', told]
+    out = subprocess.run(command, env=env, capture_output=True, text=True)
+    here = {}
+    exec(OBJECTIVE, here)
+    assert out.stdout.strip() == pareto._name(here['objective'])
+
+def test_a_function_inside_of_itself():
+    def objective(acc, det, gamma): return acc if gamma > .5 else objective(acc, det, 1)
+    assert pareto._name(objective).startswith('objective ')
+
+# what is held stays held
+
+def test_a_draw_below_what_is_held_is_refused():
+    ws = weights(mlp())
+    held = {n: w > 0 for n, w in ws.items()}
+    masked = 1 - sum(int(m.sum()) for m in held.values())/N
+    with pytest.raises(ValueError, match='start afresh'): stochastic_prune(ws, masked - .01, .1, held=held)
+    masks, noisy = stochastic_prune(ws, masked, .1, held=held)
+    assert all(torch.equal(masks[n], held[n]) and not noisy[n][~held[n]].any() for n in ws)
+
+@pytest.mark.parametrize('bad', [lambda held: {'0.weight': held['0.weight']},
+                                 lambda held: {**held, '5.weight': held['5.weight'][:, :1]}])
+def test_masks_held_have_to_fit(bad):
+    ws = weights(mlp())
+    held = {n: w > 0 for n, w in ws.items()}
+    with pytest.raises(ValueError, match='no mask of the same'): stochastic_prune(ws, .9, .1, held=bad(held))
+
+# paths with characters that mean something in a URL
+
+@pytest.mark.parametrize('name', ['a b', 'a%20b', 'what?', '{x}', 'a#b', 'ä&ö=1'])
+def test_a_search_writes_where_it_was_told_to(tmp_path, name):
+    (tmp_path/name).mkdir()
+    db = tmp_path/name/f'{name}.db'
+    looked(F2, db, 1)
+    assert sorted(f.name for f in (tmp_path/name).iterdir()) == [f'{name}.db', f'{name}.db.lock']
+    assert len(looked(F2, db, 2).trials) == 2                   # and finds it again
+
+# one evaluated member leaves state that the next one meets
+
+class Counts(nn.Module):
+    "A buffer that is written in eval mode, too, as observers and codebooks are"
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Linear(12, 4)
+        self.register_buffer('calls', torch.zeros(()))
+    def forward(self, x):
+        self.calls += 1
+        return self.f(x)*self.calls
+
+class Keeps(nn.Module):
+    "A hidden state and a list of what has been seen"
+    def __init__(self):
+        super().__init__()
+        self.f, self.hidden, self.seen = nn.Linear(12, 4), None, []
+    def forward(self, x):
+        self.hidden = self.f(x) if self.hidden is None else self.f(x) - .5*self.hidden
+        self.seen.append(len(x))
+        return self.hidden*len(self.seen)
+
+class Draws(nn.Module):
+    "Random numbers of three generators in eval mode"
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Linear(12, 4)
+    def forward(self, x):
+        return F.dropout(self.f(x), .5, training=True) + random.random() + np.random.rand()
+
+@pytest.mark.parametrize('kind', [Counts, Keeps, Draws])
+@pytest.mark.parametrize('chunk', [1, 2, 4])
+def test_equal_members_get_equal_values(kind, chunk):
+    with seeded(0): net, x, y = kind().train(), torch.randn(3, 20, 12), torch.randint(4, (3, 20))
+    before, rng = copy.deepcopy(net.__dict__), torch.get_rng_state()
+    def loss(out, y): return F.cross_entropy(out, y, reduction='none')
+    values = evaluate_population(net, [{}]*4, [*zip(x, y)], loss, chunk)
+    assert len(set(values.tolist())) == 1
+    assert net.training and torch.equal(rng, torch.get_rng_state())
+    assert vars(net).keys() == before.keys()
+    assert not getattr(net, 'seen', []) and not getattr(net, 'calls', 0)
+    if kind is Keeps:                                           # a memory from batch to batch there is
+        alone = [evaluate_population(net, [{}], [b], loss).item() for b in zip(x, y)]
+        assert abs(np.mean(alone) - values[0]) > 1e-3
+
+def test_equal_language_models_get_equal_values():
+    with seeded(0): net, words = awd_lstm(), torch.randint(30, (3, 2, 4, 7))
+    def loss(out, y): return F.cross_entropy(out[0].transpose(1, 2), y, reduction='none').mean(1)
+    values = evaluate_population(net, [{}]*3, [*words], loss)
+    assert len(set(values.tolist())) == 1
+
+def awd_lstm():
+    "fastai's language model, small"
+    sizes = dict(emb_sz=8, n_hid=10, n_layers=2, pad_token=1, bidir=False, tie_weights=True, out_bias=True)
+    dropouts = dict.fromkeys(['output_p', 'hidden_p', 'input_p', 'embed_p', 'weight_p'], .1)
+    return get_language_model(AWD_LSTM, 30, config={**sizes, **dropouts})
+
+# coats around a network
+
+def compiled(model): return torch.compile(model, backend='eager')
+
+@pytest.mark.parametrize('when', ['before pruning', 'after pruning', 'and parallel'])
+def test_compiled_networks_keep_the_names_of_their_weights(new_learner, when):
+    learn = new_learner()
+    if when == 'before pruning': learn.model = compiled(learn.model)
+    cb = learn.prune(StochasticPruning(.9, .01, n=2, score=snip))
+    if when == 'after pruning': learn.model = compiled(learn.model)
+    if when == 'and parallel': learn.model = compiled(nn.DataParallel(learn.model))
+    learn.fit(1, .1)
+    assert list(cb.masks) == ['0.weight', '3.weight', '5.weight'] and zeros(learn) == round(.9*N)
+    cb.finalize()
+    assert not hasattr(learn, 'hold_masks')
+
+# the model of the Learner taken as fixed, in the middle of a fit
+
+def test_a_network_that_takes_over_in_mid_training_is_held(new_learner):
+    class TakeOver(Callback):
+        order = 90
+        def before_batch(self):
+            if self.training and self.iter == 2:
+                self.learn.model = copy.deepcopy(self.learn.model)
+                self.learn.create_opt()
+    learn, seen = new_learner(), []
+    learn.prune(.5)
+    look = Each('after_step', lambda learn: seen.append(zeros(learn)))
+    learn.fit(1, .1, cbs=[TakeOver(), look])
+    assert len(seen) == 6 and {*seen} == {N//2}
+
+# a fallback hides a failure, once more
+
+def nothing(out, y): return out[:, 0]*float('nan')
+
+def test_members_without_a_value_are_no_choice(new_learner):
+    learn = new_learner()
+    before = {n: w.detach().clone() for n, w in weights(learn.model).items()}
+    for select in (best, median):
+        with pytest.raises(ValueError, match='NaN'):
+            learn.prune(StochasticPruning(.5, .1, n=2, metric=nothing, select=select))
+    assert all(torch.equal(w, before[n]) for n, w in weights(learn.model).items())
+
+def test_the_median_leaves_out_what_is_no_number():
+    nan = float('nan')
+    assert median(torch.tensor([nan, .3, nan, .1, .2])) == 4 and median(torch.tensor([nan, .3])) == 1
+
+def test_a_score_that_ranks_nothing_says_so(new_learner):
+    flat = told(new_learner().prune, .5, score=lambda ws: {n: w*0 for n, w in ws.items()})
+    assert about(flat, 'nothing ranks them')
+    assert not about(told(new_learner().prune, .5), 'nothing ranks')
+    saturated = new_learner()                                   # the loss is 0, and so is its gradient
+    saturated.loss_func = lambda out, y: F.cross_entropy(1e6*F.one_hot(y, 4) + 0*out, y)
+    assert about(told(saturated.prune, .5, score=snip), 'nothing ranks them')
+
+def test_a_layer_of_zeros_that_is_held_is_named(new_learner):
+    learn = new_learner()
+    with torch.no_grad(): learn.model[3].weight.zero_()
+    assert about(told(learn.hold), "'3.weight'")
 
 # plain tensors come out of fastai's
 

@@ -162,12 +162,10 @@ def test_silent_worker_is_replaced(tmp_path):
 def test_two_workers_share_a_study(tmp_path):
     "A second worker in the middle of a trial of the first: numbers and draws stay apart, the total is kept"
     db, seen = f'sqlite:///{tmp_path}/a.db', []
-    def other(acc, det, gamma): return acc, gamma
-    other.__name__ = 'objective'
     def objective(acc, det, gamma):
         if len(seen) == 2:
             seen.append(0)
-            look(other, 4, RandomSampler, RDBStorage(db), name='shared')
+            look(objective, 4, RandomSampler, RDBStorage(db), name='shared')
         seen.append(0)
         return acc, gamma
     study = look(objective, 6, RandomSampler, RDBStorage(db), name='shared')

@@ -24,6 +24,8 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from ..checkpoint import check_sum
+
 # %% ../../nbs/lab/00_images.ipynb #68965a0c
 def as_pixels(
     item, # Path, PIL image, array (h, w[, c]) or tensor ([c, ]h, w): integers in 0..255 or floats in 0..1
@@ -121,20 +123,36 @@ def _pack(name, size, folder, cache):
 def _write(path, tensors, about):
     "Under another name first: the file is there whole, or not at all"
     half = path.with_name(f'.{path.name}-{os.getpid()}')
+    check = check_sum(tensors, json.dumps(about))
     try:
-        save_file(tensors, half, {'prunelab': json.dumps(about)})
+        save_file(tensors, half, {'prunelab': json.dumps({**about, 'check': check})})
         os.replace(half, path)
     finally: half.unlink(missing_ok=True)
 
 # %% ../../nbs/lab/00_images.ipynb #d2b098d2
+def _refuse_odd(tensors, about, name, size):
+    "Raise a `ValueError` unless these are the images and labels of this data set at this size"
+    if (about['format'], about['name'], about['size']) != (1, name, size):
+        raise ValueError(f"it holds {about['name']} at {about['size']} pixels")
+    odd = about.keys() - {'format', 'name', 'size', 'vocab', 'mean', 'std'}
+    if odd: raise ValueError(f'it says {odd}')
+    for part in ('train', 'test'):
+        x, y = tensors[f'x_{part}'], tensors[f'y_{part}']
+        fits = x.ndim == 4 and x.shape[2:] == (size, size) and y.shape == x.shape[:1]
+        if not fits or (x.dtype, y.dtype) != (torch.uint8, torch.int64) or not len(y):
+            raise ValueError(f'x_{part} is {tuple(x.shape)} {x.dtype}, y_{part} {tuple(y.shape)} {y.dtype}')
+        if y.min() < 0 or y.max() >= len(about['vocab']): raise ValueError(f'y_{part} has odd labels')
+
 def _load(name, size, cache):
     "What is in a packed file; `ValueError` if it isn't what it should be"
     try:
         with torch.device('cpu'), safe_open(cache, 'pt') as f:
             about = json.loads(f.metadata()['prunelab'])
             tensors = {k: f.get_tensor(k) for k in f.keys()}
-        if (about['format'], about['name'], about['size']) != (1, name, size):
-            raise ValueError(f"it holds {about['name']} at {about['size']} pixels")
+        check = about.pop('check', None)            # None: the file is older than check sums
+        _refuse_odd(tensors, about, name, size)
+        if check not in (None, check_sum(tensors, json.dumps(about))):
+            raise ValueError('its check sum is wrong')
     except Exception as e:
         raise ValueError(f'{cache} is damaged, or not {name} at {size} pixels ({e}); '
                          'delete it, and it is built again') from e

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
+from zipfile import ZipFile
 
 import fastai, torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
@@ -239,9 +240,15 @@ def read(
 ):
     "What `write` has written; `ValueError` that names the file if it is damaged"
     try:
+        _refuse_flipped(path)
         with safe_globals(KNOWN): return torch.load(path, map_location=device, weights_only=True)
     except Exception as e:
         raise ValueError(f'{path} is damaged ({e}); delete it, and it is made again') from e
+
+def _refuse_flipped(path):
+    "Compare the check sums of an archive's parts; torch reads it without"
+    with ZipFile(path) as archive: bad = archive.testzip()
+    if bad: raise ValueError(f'the check sum of {bad} is wrong')
 
 # %% ../../nbs/lab/10_training.ipynb #0c0015f9
 class TimeUp(Exception): "The time for this training is over; its state is kept"

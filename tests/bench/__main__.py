@@ -8,7 +8,7 @@ import sys
 import torch
 
 NAMES = ['masks', 'callback', 'loader', 'population', 'train', 'drop', 'tails', 'resume', 'processes',
-         'imports']
+         'imports', 'memory']
 
 def about():
     "The machine in a line"
