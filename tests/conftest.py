@@ -1,6 +1,7 @@
 "A small `Learner` for the tests: a fixed random task, no data on disk, on every device; and a browser."
 import importlib.util
 import os
+import re
 import shutil
 from pathlib import Path
 os.environ.setdefault('MPLBACKEND', 'agg')
@@ -23,6 +24,10 @@ def docs_script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+def as_id(x):
+    "A name for a test's parameter that is the same in every process, as pytest-xdist needs it: without addresses"
+    return re.sub(r' at 0x\w+', '', str(x))
 
 def quiet(row): pass
 

@@ -17,7 +17,7 @@ from prunelab.drop import DropPruning, beyond, drop_away, drop_back, expected_si
 from prunelab.drop import pool_share, unimportant
 from prunelab.schedules import Schedule, gradual, one_shot, steps
 from prunelab.scores import random_score
-from .conftest import make_learner
+from .conftest import as_id, make_learner
 
 N = 480
 def zeros(learn): return sum(int((w == 0).sum()) for w in weights(learn.model).values())
@@ -193,7 +193,7 @@ class Masked(Callback):
     def after_batch(self):
         if self.training: self.seen.append(masked(self.cb))
 
-@pytest.mark.parametrize('kwargs', VARIANTS, ids=str)
+@pytest.mark.parametrize('kwargs', VARIANTS, ids=as_id)
 @pytest.mark.parametrize('allocation', [global_, uniform, erk])
 def test_reaches_the_target_exactly(new_learner, allocation, kwargs):
     learn, target = new_learner(), round(.905*N)

@@ -20,6 +20,7 @@ from prunelab.masks import apply_
 from prunelab.pareto import F1, F2, fit, front, measure, non_dominated, plot_front, search
 from prunelab.scores import lamp_score
 from prunelab.stochastic import stochastic_prune, threshold
+from .conftest import as_id
 from tests.conftest import mlp, Pairs
 
 NSGA = partial(NSGAIISampler, population_size=3)
@@ -275,7 +276,7 @@ BAD = [{'sigma': (0, .1)}, {'sigma': (.2, .1)}, {'gamma': (.5, 1)}, {'gamma': (-
        {'n_trials': 0}, {'n': 0}, {'sampler': TPESampler(seed=0)}, {'sampler': 'nsga2'},
        {'exclude': 'nothing'}, {'unit': 'tau'}, {'unit': 'threshold', 'kind': 'mul'}]
 
-@pytest.mark.parametrize('bad', BAD, ids=str)
+@pytest.mark.parametrize('bad', BAD, ids=as_id)
 def test_bad_arguments_leave_no_study(bad):
     db = InMemoryStorage()
     with pytest.raises(ValueError): look(storage=db, **bad)
