@@ -26,7 +26,7 @@ def docs_script(name):
     return module
 
 def as_id(x):
-    "A name for a test's parameter that is the same in every process, as pytest-xdist needs it: without addresses"
+    "A name for a parameter of a test without addresses: the same in every process, as pytest-xdist needs it"
     return re.sub(r' at 0x\w+', '', str(x))
 
 def quiet(row): pass
