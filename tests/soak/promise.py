@@ -108,8 +108,9 @@ def main():
         if args.table: args.table.write_text(json.dumps(found, indent=1) + '\n', encoding='utf8')
         return found['rows']
     whole(table, args.pairs, written)
-    kills(table)
-    compiled(table)
+    for more in (compiled, kills):
+        written()
+        more(table)
     runs, kept = (sum(r[k] for r in written()) for k in ('runs', 'kept'))
     print(f'{kept:,} of {runs:,} guarantees kept')
     sys.exit(kept < runs)
