@@ -14,7 +14,7 @@ demo: $(USE)             ## train on digits, prune with every method, print the 
 	@$(RUN) python -m prunelab.lab.demo
 
 test: $(DEV)             ## generated files agree with their sources, every notebook runs, every test passes
-	$(RUN) pytest -q tests/test_project.py
+	$(RUN) OMP_NUM_THREADS=1 pytest -q -n logical --maxprocesses 4 tests/test_project.py
 	$(RUN) OMP_NUM_THREADS=1 python -m tests.elsewhere --each-once
 	$(RUN) OMP_NUM_THREADS=1 pytest -q -n logical --maxprocesses 4 --dist loadfile tests --ignore tests/test_project.py
 

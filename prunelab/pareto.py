@@ -148,6 +148,30 @@ class _Workers:
         self.lock.release()
         Path(self.lock.lock_file).unlink(missing_ok=True)
 
+# %% ../nbs/40_pareto.ipynb #pardbs01
+def _database(url, interval=60, grace=180, attempts=5):
+    "Optuna's storage in a database. Where several workers come first, all make its tables and one succeeds"
+    patience = {'connect_args': {'timeout': 60}} if url.startswith('sqlite') else {}
+    for left in reversed(range(attempts)):
+        try:
+            return load_optuna().storages.RDBStorage(
+                url, heartbeat_interval=interval, grace_period=grace, engine_kwargs=patience,
+                heartbeat_stale_trial_callback=_again)
+        except Exception:
+            if not left: raise
+            time.sleep(.5)
+
+def _in_file(path):
+    "An Optuna storage in a file of any name: in a URL %, ? and braces would mean something else"
+    from sqlalchemy.pool import QueuePool                       # which comes with Optuna
+    connect = partial(sqlite3.connect, Path(path).absolute(), check_same_thread=False)
+    return load_optuna().storages.RDBStorage('sqlite://', {'creator': connect, 'poolclass': QueuePool})
+
+def _journal(path):
+    "Optuna's storage in a file to which it only appends"
+    storages = load_optuna().storages
+    return storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
+
 # %% ../nbs/40_pareto.ipynb #62e712ef
 def _locked(path):
     "The lock of a file, taken; `RuntimeError` if another search has it"
@@ -157,23 +181,6 @@ def _locked(path):
         raise RuntimeError(f'{path} is in use by another search: wait for it, name another file, or take one '
                            "that ends in .journal, or a database URL such as 'postgresql://...'") from None
     return lock
-
-def _in_file(path):
-    "An Optuna storage in a file of any name: in a URL %, ? and braces would mean something else"
-    from sqlalchemy.pool import QueuePool                       # which comes with Optuna
-    connect = partial(sqlite3.connect, Path(path).absolute(), check_same_thread=False)
-    return load_optuna().storages.RDBStorage('sqlite://', {'creator': connect, 'poolclass': QueuePool})
-
-def _database(url, interval=60, grace=180, attempts=5):
-    "Optuna's storage in a database. Where several workers come first, all make its tables and one succeeds"
-    patience = {'connect_args': {'timeout': 60}} if url.startswith('sqlite') else {}
-    for left in reversed(range(attempts)):
-        try: return load_optuna().storages.RDBStorage(
-            url, heartbeat_interval=interval, grace_period=grace, engine_kwargs=patience,
-            heartbeat_stale_trial_callback=_again)
-        except Exception:
-            if not left: raise
-            time.sleep(.5)
 
 def _nothing(study, trial=None): pass
 
@@ -191,11 +198,6 @@ def _opened(storage):
         lock = _locked(storage)
         try: yield _in_file(storage), _recover, _nothing
         finally: lock.release()
-
-def _journal(path):
-    "Optuna's storage in a file to which it only appends"
-    storages = load_optuna().storages
-    return storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
 
 # %% ../nbs/40_pareto.ipynb #40nam003
 def _name(
