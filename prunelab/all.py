@@ -7,12 +7,12 @@ Docs: https://prunelab.github.io/prunelab/all.html.md"""
 # %% auto #0
 __all__ = ['weights', 'seeded', 'generator', 'house_style', 'magnitude', 'random_score', 'lamp_score', 'snip', 'grasp', 'synflow',
            'iterated', 'global_', 'uniform', 'erk', 'lamp', 'layerwise', 'Schedule', 'one_shot', 'steps', 'gradual',
-           'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'evaluate_population', 'correct', 'PruneCB',
-           'PruneCheckpoint', 'together', 'sample_indices', 'sample_exactly', 'sample_subset', 'table', 'macs', 'sizes',
-           'plot_layers', 'save_sparse', 'load_sparse', 'to_sparse_cpu', 'StochasticPruning', 'stochastic_prune',
-           'best', 'median', 'DropPruning', 'ExtremeValuePruning', 'noise', 'perturb', 'population', 'slice1d',
-           'slice2d', 'interpolate', 'recalibrate_bn', 'variance_ratio', 'gradient_flow', 'search', 'front',
-           'plot_front', 'F1', 'F2']
+           'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'evaluate_population', 'correct', 'metric_for',
+           'labels_right', 'negative_error', 'PruneCB', 'PruneCheckpoint', 'together', 'sample_indices',
+           'sample_exactly', 'sample_subset', 'table', 'macs', 'sizes', 'plot_layers', 'save_sparse', 'load_sparse',
+           'to_sparse_cpu', 'StochasticPruning', 'stochastic_prune', 'best', 'median', 'DropPruning',
+           'ExtremeValuePruning', 'noise', 'perturb', 'population', 'slice1d', 'slice2d', 'interpolate',
+           'recalibrate_bn', 'variance_ratio', 'gradient_flow', 'search', 'front', 'plot_front', 'F1', 'F2']
 
 # %% ../nbs/60_all.ipynb #a1100003
 # ruff: noqa: F401 — these names are imported to be handed on
@@ -22,7 +22,7 @@ from .callbacks import PruneCB
 from .checkpoint import load_sparse, save_sparse, to_sparse_cpu
 from .core import generator, seeded, weights
 from .drop import DropPruning
-from .evaluate import correct, evaluate_population
+from .evaluate import correct, evaluate_population, labels_right, metric_for, negative_error
 from .extreme import ExtremeValuePruning, layerwise
 from .gradient_scores import grasp, iterated, snip, synflow
 from .hold import HoldMasks
@@ -44,7 +44,8 @@ _all_ = ['weights', 'seeded', 'generator', 'house_style',                       
          'magnitude', 'random_score', 'lamp_score', 'snip', 'grasp', 'synflow', 'iterated',
          'global_', 'uniform', 'erk', 'lamp', 'layerwise',
          'Schedule', 'one_shot', 'steps', 'gradual',
-         'keep_top', 'apply_', 'sparsity', 'HoldMasks', 'evaluate_population', 'correct',
+         'keep_top', 'apply_', 'sparsity', 'HoldMasks',
+         'evaluate_population', 'correct', 'metric_for', 'labels_right', 'negative_error',
          'PruneCB', 'PruneCheckpoint', 'together',
          'sample_indices', 'sample_exactly', 'sample_subset',
          'table', 'macs', 'sizes', 'plot_layers', 'save_sparse', 'load_sparse', 'to_sparse_cpu',

@@ -140,6 +140,8 @@ def sparsity_at(self:PruneCB,
     t:float, # Progress of the schedule, in [0,1]
 ) -> float: # In [0,1)
     "The sparsity wanted at progress `t`, at least that of now"
+    if self.target is None:
+        raise ValueError('give a sparsity in [0,1); None is for a subclass whose propose finds one')
     p = self.initial_sparsity + t*(self.target - self.initial_sparsity)
     if t == 1: p = self.target                                      # not a rounding error beside it
     return min(max(p, sparsity(self.masks)), 1 - 1e-12)             # an allocation wants less than 1

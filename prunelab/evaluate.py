@@ -90,15 +90,17 @@ def metric_for(
 # %% ../nbs/05c_evaluate.ipynb #05e00053
 def _memory(model):
     "{module: its attributes}, such as the hidden state of a recurrent layer"
-    return {m: _with_own_lists(vars(m)) for m in model.modules()}
+    return {m: _with_own_containers(vars(m)) for m in model.modules()}
 
-def _with_own_lists(d): return {k: v[:] if type(v) is list else v for k, v in d.items()}
+def _with_own_containers(d):
+    "What is put into a list, a dict or a set goes with it; a tensor that is changed in place doesn't"
+    return {k: v.copy() if type(v) in (list, dict, set) else v for k, v in d.items()}
 
 def _recall(memory):
     "Give every module its attributes back"
     for m, attributes in memory.items():
         for k in vars(m).keys() - attributes.keys(): del vars(m)[k]
-        vars(m).update(_with_own_lists(attributes))
+        vars(m).update(_with_own_containers(attributes))
 
 class _Version:
     "A network with other tensors, and with a memory of its own from batch to batch"

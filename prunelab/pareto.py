@@ -16,7 +16,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import chain, compress, islice
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType
 from uuid import uuid4
 
 import filelock
@@ -152,13 +152,14 @@ class _Workers:
 def _database(url, interval=60, grace=180, attempts=5):
     "Optuna's storage in a database. Where several workers come first, all make its tables and one succeeds"
     patience = {'connect_args': {'timeout': 60}} if url.startswith('sqlite') else {}
-    for left in reversed(range(attempts)):
+    from sqlalchemy.exc import DBAPIError                       # which comes with Optuna
+    for remaining in reversed(range(attempts)):
         try:
             return load_optuna().storages.RDBStorage(
                 url, heartbeat_interval=interval, grace_period=grace, engine_kwargs=patience,
                 heartbeat_stale_trial_callback=_again)
-        except Exception:
-            if not left: raise
+        except DBAPIError:
+            if not remaining: raise
             time.sleep(.5)
 
 def _in_file(path):
@@ -204,14 +205,17 @@ def _name(
     x, # A function, a class, a partial or something else
     depth:int=3, # How far functions inside of functions are followed
 ) -> str:
-    "A text that another process gives, too, and that tells functions apart by what they do"
+    "A text that any process of the same Python gives, and that tells functions apart by what they do"
     if isinstance(x, partial):
         given = [*map(_name, x.args), *(f'{k}={_name(v)}' for k, v in x.keywords.items())]
         return f'partial({", ".join([_name(x.func), *given])})'
     is_ours = getattr(x, '__module__', None) or ''
     if isinstance(x, FunctionType) and depth and not is_ours.startswith('prunelab.'):
         return f'{x.__name__} {sha256(_made_of(x, depth).encode()).hexdigest()[:8]}'
-    return getattr(x, '__name__', None) or re.sub(r' at 0x\w+', '', repr(x))
+    named = getattr(x, '__name__', None)
+    if named and not isinstance(x, MethodType): return named
+    state = getattr(getattr(x, '__self__', x), '__dict__', '')      # of the object, or of the method's
+    return re.sub(r' at 0x\w+', '', f'{named or repr(x)} {state}'.rstrip())
 
 def _made_of(f, depth):
     "Instructions, constants, defaults of a function, and what it closes over"
@@ -219,7 +223,9 @@ def _made_of(f, depth):
         if isinstance(part, CodeType): return [part.co_code, part.co_names, *map(text, part.co_consts)]
         if isinstance(part, (tuple, frozenset)): return sorted(str(text(p)) for p in part)
         if part is None or isinstance(part, (int, float, complex, str, bytes)): return repr(part)
-        return _name(part, depth - 1) if callable(part) else type(part).__name__
+        if isinstance(part, torch.Tensor): return _digest([part])
+        if callable(part) or type(part) in (list, dict): return _name(part, depth - 1)
+        return type(part).__name__
     inside = [c.cell_contents for c in f.__closure__ or ()]
     defaults = [*(f.__defaults__ or ()), *sorted((f.__kwdefaults__ or {}).items())]
     return str([text(part) for part in (f.__code__, *defaults, *inside)])

@@ -9,4 +9,5 @@ TIMES = int(os.environ.get('PRUNELAB_EXAMPLES', 1))
 def examples(n):
     "Settings of a property that is tried `n` times in `make test`"
     return settings(max_examples=n*TIMES, derandomize=TIMES == 1, deadline=None, database=None,
-                    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+                    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large,
+                                           HealthCheck.filter_too_much])

@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
 import torch
+import torch._dynamo
 from fastai.callback.core import Callback, CancelStepException
 import fastai.callback.schedule     # gives Learner lr_find, fine_tune, fit_one_cycle
 from fastai.callback.mixup import MixUp
@@ -157,6 +158,7 @@ def zeros(learn, names):
 
 def run(choice, folder):
     "(Learner, pruner, watch) after a training"
+    if choice['network'] == 'compiled': torch._dynamo.reset()   # or it stops to compile, and says nothing
     learn = learner(choice, folder)
     if choice['before'] == 'lr_find': learn.lr_find(num_it=4, show_plot=False)
     pruner = METHODS[choice['method']](exclude='0', when_frozen=choice['fit'] == 'frozen group', seed=5)

@@ -558,6 +558,12 @@ def looked(objective, db, n_trials=3, **kwargs):
 
 def floor(low): return lambda acc, det, gamma: max(acc, low)
 
+class Above:
+    "An objective with a number of its own"
+    def __init__(self, low): self.low = low
+    def value(self, acc, det, gamma): return max(acc, self.low)
+    def __call__(self, acc, det, gamma): return max(acc, self.low)
+
 def test_two_nameless_objectives_are_two_searches():
     db = InMemoryStorage()
     by_accuracy = [t.value for t in looked(lambda acc, det, gamma: acc, db).trials]
@@ -569,6 +575,10 @@ def test_two_nameless_objectives_are_two_searches():
 
 PAIRS = {'constants': (lambda acc, det, gamma: acc + 1, lambda acc, det, gamma: acc + 2),
          'what they close over': (floor(.1), floor(.2)),
+         'lists that they close over': (floor([.1]), floor([.2])),
+         'tensors that they close over': (floor(torch.tensor(.1)), floor(torch.tensor(.2))),
+         'what a method belongs to': (Above(.1).value, Above(.2).value),
+         'what can be called': (Above(.1), Above(.2)),
          'defaults': (lambda acc, det, gamma, k=1: k*acc, lambda acc, det, gamma, k=2: k*acc),
          'partials': (partial(max, 0, key=None), partial(max, 1, key=None)),
          'functions in partials': (partial(map, floor(.1)), partial(map, floor(.2)))}
@@ -639,14 +649,15 @@ class Counts(nn.Module):
         return self.f(x)*self.calls
 
 class Keeps(nn.Module):
-    "A hidden state and a list of what has been seen"
+    "A hidden state, a list of what has been seen, and a dict that counts it"
     def __init__(self):
         super().__init__()
-        self.f, self.hidden, self.seen = nn.Linear(12, 4), None, []
+        self.f, self.hidden, self.seen, self.known = nn.Linear(12, 4), None, [], {}
     def forward(self, x):
         self.hidden = self.f(x) if self.hidden is None else self.f(x) - .5*self.hidden
         self.seen.append(len(x))
-        return self.hidden*len(self.seen)
+        self.known['batches'] = self.known.get('batches', 0) + 1
+        return self.hidden*len(self.seen)*self.known['batches']
 
 class Draws(nn.Module):
     "Random numbers of three generators in eval mode"
@@ -666,7 +677,7 @@ def test_equal_members_get_equal_values(kind, chunk):
     assert len(set(values.tolist())) == 1
     assert net.training and torch.equal(rng, torch.get_rng_state())
     assert vars(net).keys() == before.keys()
-    assert not getattr(net, 'seen', []) and not getattr(net, 'calls', 0)
+    assert not getattr(net, 'seen', []) and not getattr(net, 'known', {}) and not getattr(net, 'calls', 0)
     if kind is Keeps:                                           # a memory from batch to batch there is
         alone = [evaluate_population(net, [{}], [b], loss).item() for b in zip(x, y)]
         assert abs(np.mean(alone) - values[0]) > 1e-3
@@ -760,3 +771,8 @@ def test_gradients_are_plain_tensors(new_learner):
     cb.learn = learn
     gs = gradient(weights(learn.model), learn.model, cb.batch(), learn.loss_func)
     assert {type(g) for g in gs.values()} == {torch.Tensor}
+
+@pytest.mark.parametrize('prune', [lambda learn: learn.prune(None),
+                                   lambda learn: learn.prune(StochasticPruning(None, .1))])
+def test_no_sparsity_is_asked_for_by_name(new_learner, prune):
+    with pytest.raises((ValueError, TypeError), match='sparsity'): prune(new_learner())

@@ -112,34 +112,6 @@ def test_a_missing_peer_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'fasterai.core', None)
     with pytest.raises(ModuleNotFoundError, match='make peers'): by_fasterai('agp', .9, None)
 
-@pytest.mark.parametrize('e', PEERS[:3], ids=lambda e: e.name)
-def test_every_peer_is_rehearsed(e, cache):
-    "On the target or near it, which is what the row says"
-    r = rehearse(e, cache)
-    assert abs(r['sparsity'] - e.params['sparsity']) < .03
-    assert (r['before'] is None) == ('fasterai' in e.name) and set(r['versions']) >= {'torch'}
-    left = sum(k for k, _ in r['kept'].values())/sum(n for _, n in r['kept'].values())
-    assert r['sparsity'] == pytest.approx(1 - left)
-
-def test_a_missing_peer_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'fasterai', None)
-    monkeypatch.setitem(sys.modules, 'fasterai.core', None)
-    with pytest.raises(ModuleNotFoundError, match='make peers'): by_fasterai('agp', .9, None)
-
-@pytest.mark.parametrize('e', PEERS[:3], ids=lambda e: e.name)
-def test_every_peer_is_rehearsed(e, cache):
-    "On the target or near it, which is what the row says"
-    r = rehearse(e, cache)
-    assert abs(r['sparsity'] - e.params['sparsity']) < .03
-    assert (r['before'] is None) == ('fasterai' in e.name) and set(r['versions']) >= {'torch'}
-    left = sum(k for k, _ in r['kept'].values())/sum(n for _, n in r['kept'].values())
-    assert r['sparsity'] == pytest.approx(1 - left)
-
-def test_a_missing_peer_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'fasterai', None)
-    monkeypatch.setitem(sys.modules, 'fasterai.core', None)
-    with pytest.raises(ModuleNotFoundError, match='make peers'): by_fasterai('agp', .9, None)
-
 def first_of_each(es):
     "One experiment for each method that is tuned"
     return [*{e.name.split('tuned ')[1].split(' at ')[0]: e for e in reversed(es)}.values()]

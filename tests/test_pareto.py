@@ -206,7 +206,7 @@ def test_four_workers_of_which_one_is_killed(tmp_path, place):
         while not flag.exists() and all(p.exitcode is None for p in team): time.sleep(.02)
         assert flag.exists(), 'a worker failed before the first one hung'
         team[0].kill()
-        for p in team: p.join()
+        for p in team: p.join(300)
     finally:
         for p in team: p.kill()
     assert [p.exitcode for p in team] == [-9, 0, 0, 0]

@@ -13,10 +13,9 @@ __all__ = ['POOLS', 'CHOICES', 'LAWS', 'BUILDERS', 'check_keys', 'make_schedule'
 from functools import partial
 
 import torch
-from fastai.torch_core import get_model
 from fastcore.basics import patch
 from ..callbacks import PruneCB
-from ..core import generator, weights
+from ..core import generator, inner_model, weights
 from ..drop import DropPruning, beyond, follow, fraction
 from ..extreme import ExtremeValuePruning, extreme_masks, fit_layers, layerwise
 from ..gradient_scores import gradient
@@ -145,7 +144,7 @@ def propose(self:Regrow,
     pruned = n - sum(int(m.sum()) for m in masks.values())
     returning = 0 if t == 1 else round(self.grow(t)*pruned)
     goal = kept(n, self.initial_sparsity + (self.target - self.initial_sparsity)*t)
-    gradients = gradient(ws, get_model(self.learn.model), self.batch(), self.learn.loss_func)
+    gradients = gradient(ws, inner_model(self.learn.model), self.batch(), self.learn.loss_func)
     return regrown(ws, gradients, masks, goal, returning)
 
 # %% ../../nbs/lab/30_arms.ipynb #arm00039

@@ -160,7 +160,8 @@ def pending(
     if not found:
         near = difflib.get_close_matches(only, [e.name for e in experiments], 3, 0)
         raise ValueError(f'no experiment is called {only!r}; the nearest are {near}')
-    return [(e, seed) for e in found for seed in e.seeds if seed not in done(e, results)]
+    there = {e.name: done(e, results) for e in found}
+    return [(e, seed) for e in found for seed in e.seeds if seed not in there[e.name]]
 
 # %% ../../nbs/lab/11_experiment.ipynb #exp00031
 def rows(

@@ -20,14 +20,13 @@ from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.training import BnFreeze
-from fastai.torch_core import get_model
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.nn import functional as F
 from ..allocation import erk, global_, uniform
 from ..basin import perturb
 from ..callbacks import PruneCB
-from ..core import generator, weights
+from ..core import generator, inner_model, weights
 from ..gradient_scores import grasp, iterated, snip, synflow
 from .answers import answers, tally
 from .data import Images
@@ -508,7 +507,7 @@ class BestEpoch(Callback):
     order = 99                                          # after the masks were applied again
     def __init__(self, valid): self.valid, self.counts, self.member = valid, [], None
     def after_epoch(self):
-        model = get_model(self.model)
+        model = inner_model(self.model)
         now = int(answers(model, self.valid).sum())
         if now > max(self.counts, default=-1): self.member = copy.deepcopy(model.state_dict())
         self.counts.append(now)
