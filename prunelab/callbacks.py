@@ -189,7 +189,7 @@ def offers(self:PruneCB) -> dict: # {name: function without arguments}, see `sco
 @patch
 def propose(self:PruneCB,
     t:float, # Progress of the schedule, 1 at the target
-) -> dict: # {name: bool mask}, or a pair (masks, values) with {name: tensor} to write into the weights
+) -> dict: # {name: bool mask, True = kept} for some or all `names`, or (masks, {name: values to write})
     "Masks at progress `t`; override this, and nothing else, for another pruner"
     ws, masks = self.weights(), self.masks
     scores = score_with(self.score, ws, **self.offers())

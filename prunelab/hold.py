@@ -31,7 +31,7 @@ class HoldMasks(Callback):
 
     def __init__(self):
         self.masks = {}                 # {name: bool tensor of the weight's shape, True = kept}
-        self.last_sparsity = None       # as measured when the masks last acted
+        self.last_sparsity = None       # as last measured, by `bind` or `after_train`
         self.changed = False            # have masks changed since the last epoch ended?
         self.trained = False            # did this epoch train, or does it only validate?
 
