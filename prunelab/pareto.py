@@ -16,7 +16,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import chain, compress, islice
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType
 from uuid import uuid4
 
 import filelock
@@ -212,10 +212,7 @@ def _name(
     is_ours = getattr(x, '__module__', None) or ''
     if isinstance(x, FunctionType) and depth and not is_ours.startswith('prunelab.'):
         return f'{x.__name__} {sha256(_made_of(x, depth).encode()).hexdigest()[:8]}'
-    named = getattr(x, '__name__', None)
-    if named and not isinstance(x, MethodType): return named
-    state = getattr(getattr(x, '__self__', x), '__dict__', '')      # of the object, or of the method's
-    return re.sub(r' at 0x\w+', '', f'{named or repr(x)} {state}'.rstrip())
+    return getattr(x, '__name__', None) or re.sub(r' at 0x\w+', '', repr(x))
 
 def _made_of(f, depth):
     "Instructions, constants, defaults of a function, and what it closes over"
@@ -223,9 +220,7 @@ def _made_of(f, depth):
         if isinstance(part, CodeType): return [part.co_code, part.co_names, *map(text, part.co_consts)]
         if isinstance(part, (tuple, frozenset)): return sorted(str(text(p)) for p in part)
         if part is None or isinstance(part, (int, float, complex, str, bytes)): return repr(part)
-        if isinstance(part, torch.Tensor): return _digest([part])
-        if callable(part) or type(part) in (list, dict): return _name(part, depth - 1)
-        return type(part).__name__
+        return _name(part, depth - 1) if callable(part) else type(part).__name__
     inside = [c.cell_contents for c in f.__closure__ or ()]
     defaults = [*(f.__defaults__ or ()), *sorted((f.__kwdefaults__ or {}).items())]
     return str([text(part) for part in (f.__code__, *defaults, *inside)])

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
+from uuid import uuid4
 
 import pandas as pd
 import torch
@@ -164,11 +165,9 @@ def measure_unit(
     cache = _cache(cache)
     cache.mkdir(parents=True, exist_ok=True)
     _put_network(network_file(e.recipe, seed, cache), network)
-    file = cache/f'unit-{unit_id(e, seed)}'
-    state = file.with_suffix('.state')
-    with FileLock(f'{file}.lock'):         # Dask may give a living worker's unit to another one as well
-        row = measure(e, seed, dense(e.recipe, seed, cache, device), state)
-        state.unlink(missing_ok=True)
+    state = cache/f'unit-{unit_id(e, seed)}.state'
+    row = measure(e, seed, dense(e.recipe, seed, cache, device), state)
+    state.unlink(missing_ok=True)
     return row
 
 def _put_network(file, network):
@@ -190,15 +189,16 @@ def submit(
 ) -> dict: # {future of a row: (experiment, seed)}
     "Hand all units to a cluster; what is too long for a CPU asks for a worker with a GPU"
     long = {(e.recipe, seed) for e, seed in units if e.gpu and device != 'cpu'}
+    call = uuid4().hex[:8]        # what was cancelled a moment ago can't be asked for again by the same key
     networks, futures = {}, {}
     for e, seed in units:
         at = (e.recipe, seed)
         how = {'resources': {'GPU': 1} if at in long else {}}
         if at not in networks:
-            key = f'dense-{e.recipe.name}-{seed}'
+            key = f'dense-{e.recipe.name}-{seed}-{call}'
             networks[at] = client.submit(train_network, *at, cache, device, key=key, **how)
         unit = client.submit(measure_unit, e, seed, networks[at], cache, device,
-                             key=f'unit-{unit_id(e, seed)}', **how)
+                             key=f'unit-{unit_id(e, seed)}-{call}', **how)
         futures[unit] = e, seed
     return futures
 
