@@ -218,7 +218,8 @@ def _made_of(f, depth):
     "Instructions, constants, defaults of a function, and what it closes over"
     def text(part):
         if isinstance(part, CodeType): return [part.co_code, part.co_names, *map(text, part.co_consts)]
-        if isinstance(part, (tuple, frozenset)): return sorted(str(text(p)) for p in part)
+        if isinstance(part, tuple): return [*map(text, part)]
+        if isinstance(part, frozenset): return sorted(str(text(p)) for p in part)       # of no order
         if part is None or isinstance(part, (int, float, complex, str, bytes)): return repr(part)
         return _name(part, depth - 1) if callable(part) else type(part).__name__
     inside = [c.cell_contents for c in f.__closure__ or ()]

@@ -19,7 +19,6 @@ import re
 import sys
 import time
 import warnings
-import zlib
 from dataclasses import is_dataclass
 from functools import partial
 from hashlib import sha256
@@ -41,6 +40,7 @@ from safetensors.torch import save as to_bytes, load as from_bytes
 from torch import nn
 
 from .callbacks import PruneCB
+from .checkpoint import check_sum
 from .hold import HoldMasks, in_lr_find
 
 # %% ../nbs/09_resume.ipynb #e9500014
@@ -347,13 +347,7 @@ def put(
     for part, data in saved.items(): PARTS[part][1](learn, data)
 
 # %% ../nbs/09_resume.ipynb #e9500046
-FORMAT = {'format': 'prunelab-resume', 'version': '1'}
-
-def _checksum(text, tensors):
-    code = zlib.crc32(text.encode())
-    for n in sorted(tensors, key=int):
-        code = zlib.crc32(tensors[n].reshape(-1).view(torch.uint8).numpy(), code)
-    return str(code)
+FORMAT = {'format': 'prunelab-resume', 'version': '2'}
 
 def previous(
     path:Path, # A checkpoint
@@ -368,7 +362,7 @@ def write_state(
     "Write a checkpoint; the one that was there becomes the previous one"
     tensors = {}
     text = json.dumps(encode(state, tensors))
-    data = to_bytes(tensors, {**FORMAT, 'state': text, 'check': _checksum(text, tensors)})
+    data = to_bytes(tensors, {**FORMAT, 'state': text, 'check': check_sum(tensors, text)})
     part = path.with_suffix('.part')
     with open(part, 'wb') as f:
         f.write(data)
@@ -388,7 +382,7 @@ def read_state(
         header = 8 + int.from_bytes(data[:8], 'little')
         meta = json.loads(data[8:header]).get('__metadata__', {})
         if not FORMAT.items() <= meta.items(): raise ValueError(f'it is not a checkpoint of {FORMAT}')
-        if _checksum(meta['state'], tensors) != meta['check']: raise ValueError('its check sum is wrong')
+        if check_sum(tensors, meta['state']) != meta['check']: raise ValueError('its check sum is wrong')
         return decode(json.loads(meta['state']), tensors)
     except (LookupError, TypeError, AttributeError, RuntimeError, ValueError, SafetensorError) as e:
         raise ValueError(f'{path} cannot be read: {e}') from e

@@ -568,6 +568,8 @@ def test_two_nameless_objectives_are_two_searches():
     assert again[:3] == by_accuracy and len(again) == 4         # the same code is the same search
 
 PAIRS = {'constants': (lambda acc, det, gamma: acc + 1, lambda acc, det, gamma: acc + 2),
+         'order of constants': (lambda *seen: sum(k*x for k, x in zip((1, 2, 3), seen)),
+                                lambda *seen: sum(k*x for k, x in zip((3, 2, 1), seen))),
          'what they close over': (floor(.1), floor(.2)),
          'defaults': (lambda acc, det, gamma, k=1: k*acc, lambda acc, det, gamma, k=2: k*acc),
          'partials': (partial(max, 0, key=None), partial(max, 1, key=None)),

@@ -39,7 +39,9 @@ def layers(names=('conv1.weight', 'fc1.weight', 'fc2.weight', 'fc3.weight')):
 
 def of_trained(e, seed, p):
     after = counted(seed, e.name, p(e))
-    return {'before': after, 'after': after, 'sparsity': .8, 'kept': layers()}
+    told = e.params['sparsity']
+    p_told = told if isinstance(told, float) else .8
+    return {'before': after, 'after': after, 'sparsity': p_told, 'kept': layers()}
 
 def of_found(e, seed, p):
     kind = {n: [k, size, 'own', .05] for n, (k, size) in layers().items()}

@@ -165,9 +165,11 @@ def measure_unit(
     cache = _cache(cache)
     cache.mkdir(parents=True, exist_ok=True)
     _put_network(network_file(e.recipe, seed, cache), network)
-    state = cache/f'unit-{unit_id(e, seed)}.state'
-    row = measure(e, seed, dense(e.recipe, seed, cache, device), state)
-    state.unlink(missing_ok=True)
+    file = cache/f'unit-{unit_id(e, seed)}'
+    state = file.with_suffix('.state')
+    with FileLock(f'{file}.lock'):         # Dask may give a living worker's unit to another one as well
+        row = measure(e, seed, dense(e.recipe, seed, cache, device), state)
+        state.unlink(missing_ok=True)
     return row
 
 def _put_network(file, network):

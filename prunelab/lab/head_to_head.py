@@ -7,8 +7,8 @@ Docs: https://prunelab.github.io/prunelab/lab/head_to_head.html.md"""
 # %% auto #0
 __all__ = ['GRID', 'FOUND_LAYERS', 'COMBINED', 'RESNET20', 'DIGITS', 'THREE', 'TEN', 'FIVE', 'GRIDS', 'PEERS', 'SHARES', 'WHEN',
            'ODDS', 'BLOCKS', 'RATE', 'TUNED', 'SEARCHES', 'EXPERIMENTS', 'PRIMARY', 'PLAINEST', 'noisy',
-           'with_few_blocks', 'arm', 'side_by_side', 'by_torch', 'by_fasterai', 'peer', 'peers_on', 'filled', 'drawn',
-           'tuned', 'searches', 'primary', 'advice']
+           'with_few_blocks', 'arm', 'side_by_side', 'sparsities', 'by_torch', 'by_fasterai', 'peer', 'peers_on',
+           'filled', 'drawn', 'tuned', 'searches', 'primary', 'advice']
 
 # %% ../../nbs/lab/34_head_to_head.ipynb #h2h00003
 from contextlib import redirect_stdout
@@ -116,15 +116,22 @@ GRIDS = [
     *side_by_side('resnet20-cifar10', RESNET20, (.8, .95), {'epochs': 3, 'lr': .05},
                   UNPRUNED['resnet20'], seeds=THREE, minutes=3.)]
 
+# %% ../../nbs/lab/34_head_to_head.ipynb #h2hspa01
+def sparsities(
+    cell:str, # Network and data, as they stand in names
+) -> list: # In ascending order
+    "Those that the arms of a network are told"
+    asked = [e.params['sparsity'] for e in GRIDS if e.name.split('/')[1] == cell]
+    return sorted({p for p in asked if isinstance(p, float) and p})
+
 # %% ../../nbs/lab/34_head_to_head.ipynb #h2hpee02
 def by_torch(
     learn, # A `Learner` from the dense network
-    exclude:list, # Names of layers that stay dense
     sparsity:float, # Fraction to remove
 ):
     "Prune all layers at once by torch's own tool; its masks hold until `prune.remove`"
     model = learn.model
-    layers = [(model.get_submodule(n.removesuffix('.weight')), 'weight') for n in weights(model, exclude)]
+    layers = [(model.get_submodule(n.removesuffix('.weight')), 'weight') for n in weights(model)]
     prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=sparsity)
     return layers
 
@@ -157,7 +164,7 @@ def peer(
     "A network pruned by another library"
     learn, before = net.again(), None
     if tool == 'torch':
-        layers = by_torch(learn, [], sparsity)
+        layers = by_torch(learn, sparsity)
         before = counted(learn)
     else: learn.add_cb(by_fasterai(tool.removeprefix('fasterai '), sparsity, nn.Linear))
     with redirect_stdout(StringIO()): fit(learn, epochs, lr)

@@ -14,6 +14,7 @@ from prunelab.basin import perturb
 from prunelab.masks import apply_
 from prunelab.scores import magnitude
 from tests.soak.ranks import run as in_processes
+from .common import show
 
 MEMBERS, TARGET = 16, 1.7
 
@@ -54,7 +55,4 @@ def run():
     return [dict(what=f'{MEMBERS} members, two processes against one, one thread each', ours=first['both'],
                  peer=first['alone'], ratio=first['alone']/first['both'], target=TARGET)]
 
-if __name__ == '__main__':
-    for r in run():
-        seconds = f"ours {r['ours']:8.3f}  peer {r['peer']:8.3f}  ratio {r['ratio']:6.2f}"
-        print(f"{r['what']:<75} {seconds}  target {r['target']}")
+if __name__ == '__main__': show(run())

@@ -4,15 +4,11 @@ Gradients are random and never 0, optimizers have momentum and decay, and after 
 are looked at. Exit status 1 if one of them isn't 0."""
 import sys
 import time
-from functools import partial
 import torch
-from fastai.optimizer import SGD, Adam, OptimWrapper, RMSProp
 from prunelab.callbacks import PruneCB
 from prunelab.core import generator, weights
 from ..conftest import make_learner
-
-OPTIMIZERS = {'SGD': partial(SGD, mom=.9), 'Adam': Adam, 'RMSProp': partial(RMSProp, mom=.9),
-              'torch AdamW': partial(OptimWrapper, opt=torch.optim.AdamW)}
+from ..promise import OPTIMIZERS
 
 def leaked(learn, masks):
     "How many masked weights are not 0"
