@@ -15,7 +15,7 @@ from prunelab.callbacks import PruneCB
 from prunelab.core import generator, seeded
 from prunelab.lab.models import lenet5, resnet18
 from prunelab.schedules import gradual
-from .common import show
+from .common import main, row
 
 class Batches(list):
     "The same few batches, already on the device"
@@ -58,25 +58,23 @@ def step_times(how, learn, n):
 
 def compare(name, model, bs, shape, device, n, rounds=4):
     "Two rows; the first round only warms up"
-    steps = {'none': [], 'held': [], 'gradual': []}
+    rounds_of = {'none': [], 'held': [], 'gradual': []}
     for r in range(rounds):
-        for how, times in steps.items():
+        for how, times in rounds_of.items():
             with seeded(0): learn = learner(model(), bs, shape, device, n)
             found = step_times(how, learn, n)
-            if r: times += found
+            if r: times.append(found)
     target = 'at most 1.1' if device == 'cpu' else 'at most 1.03'
-    def row(what, how, average):
-        ours, peer = average(steps[how]), average(steps['none'])
-        what = f'{name}, {what}, s; other: without'
-        return dict(what=what, ours=ours, peer=peer, ratio=ours/peer, target=target)
-    return [row('median step with masks held', 'held', median),
-            row('mean step, pruning at every tenth', 'gradual', mean)]
+    def against_none(how, what, average):
+        ours, peer = ([average(times) for times in rounds_of[h]] for h in (how, 'none'))
+        return row(f'{how} {device}', f'{name}, {what}, s; other: without', ours, peer, target=target)
+    return [against_none('held', 'median step with masks held', median),
+            against_none('gradual', 'mean step, pruning at every tenth', mean)]
 
 def run():
-    torch.set_num_threads(2)
     rows = compare('LeNet-5, batch 256, CPU', lenet5, 256, (1, 28, 28), 'cpu', 40)
     if torch.cuda.is_available():
         rows += compare('ResNet-18, batch 512, GPU', resnet18, 512, (3, 32, 32), 'cuda', 100)
     return rows
 
-if __name__ == '__main__': show(run())
+if __name__ == '__main__': main(run, threads=2)

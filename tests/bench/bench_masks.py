@@ -5,16 +5,16 @@ import copy
 import subprocess
 import sys
 from torch import nn
-import torch
 from torch.nn.utils import prune
 from prunelab.allocation import erk, global_, lamp
 from prunelab.core import seeded, weights
 from prunelab.lab.models import resnet18
+from prunelab.masks import kept
 from prunelab.scores import lamp_score, magnitude
-from .common import in_turns, show
+from .by_sample import keep_by_sample
+from .common import in_turns, main, row
 
 def prepare():
-    torch.set_num_threads(2)
     with seeded(0): model = resnet18()
     return model, magnitude(weights(model))
 
@@ -29,6 +29,7 @@ def status(key):
     line = next(l for l in open('/proc/self/status') if l.startswith(key))
     return int(line.split()[1])*1024
 
+torch.set_num_threads(2)
 model, scores = prepare()
 if sys.argv[1] == 'peer': model = copy.deepcopy(model)
 global_({'w': torch.rand(70_000)}, .5)                   # threads, allocator
@@ -50,13 +51,6 @@ def memory(which):
     try: return int(subprocess.run(cmd, capture_output=True, text=True, check=True).stdout)
     except (subprocess.CalledProcessError, OSError): return None
 
-def row(what, ours, peer, target=None):
-    return dict(what=what, ours=ours, peer=peer, ratio=peer/ours, target=target)
-
-def against(what, ours, other, target):
-    "A row in which the ratio says how much longer ours takes"
-    return dict(what=what, ours=ours, peer=other, ratio=ours/other, target=target)
-
 def peer_time(model, ws):
     "Score and select, ours and torch's"
     copies = [copy.deepcopy(model) for _ in range(4)]
@@ -68,25 +62,29 @@ def selection_rows(model, scores):
     n = sum(s.numel() for s in scores.values())
     both = peer_time(model, ws)
     t = in_turns(15, ours=lambda: global_(scores, .9), once=lambda: [s > .01 for s in scores.values()],
-                 erk=lambda: erk(scores, .9), lamp=lambda: lamp(scores, .9))
+                 sample=lambda: keep_by_sample(scores, kept(n, .9)), erk=lambda: erk(scores, .9),
+                 lamp=lambda: lamp(scores, .9))
     by_score = in_turns(2, lamp=lambda: global_(lamp_score(ws), .9))['lamp']
     what = f'score and select {n:,} weights, s; other: torch global_unstructured'
-    return [row(what, both['ours'], both['peer'], 'at least 40'),
-            against('select alone, s; other: one read and write', t['ours'], t['once'], 'aim at 8 or less'),
-            row('ERK, s; other: global', t['erk'], t['ours']),
-            against('LAMP, s; other: global', t['lamp'], t['ours'], 'at most 5'),
-            against('LAMP by its score, s; other: global', by_score, t['ours'], None)]
+    return [row('torch', what, both['ours'], both['peer'], 'peer/ours', target='at least 40'),
+            row('floor', 'select alone, s; other: one read and write', t['ours'], t['once'],
+                target='aim at 8 or less'),
+            row('sample', 'select by a sample, s; other: one read and write', t['sample'], t['once']),
+            row('erk', 'ERK, s; other: global', t['erk'], t['ours'], 'peer/ours'),
+            row('lamp', 'LAMP, s; other: global', t['lamp'], t['ours'], target='at most 5'),
+            row('lamp floor', 'LAMP, s; other: one read and write', t['lamp'], t['once']),
+            row('lamp score', 'LAMP by its score, s; other: global', by_score, min(t['ours']))]
 
 def memory_rows(n):
     ours, peer = memory('ours'), memory('peer')
     if ours is None or peer is None: return []
-    what = 'the same as a share of the weights (MB)'
-    share = dict(what=what, ours=ours/1e6, peer=4*n/1e6, ratio=ours/(4*n))
-    return [row('peak MB beyond scores and masks; other: torch global_unstructured', ours/1e6, peer/1e6),
-            {**share, 'target': 'at most 0.25'}]
+    what = 'peak MB beyond scores and masks; other: torch global_unstructured'
+    return [row('memory', what, ours/1e6, peer/1e6, 'peer/ours', unit='MB'),
+            row('memory share', 'the same as a share of the weights (MB)', ours/1e6, 4*n/1e6, unit='MB',
+                target='at most 0.25')]
 
 def run():
     model, scores = prepare()
     return selection_rows(model, scores) + memory_rows(sum(s.numel() for s in scores.values()))
 
-if __name__ == '__main__': show(run())
+if __name__ == '__main__': main(run, threads=2)

@@ -19,7 +19,7 @@ from prunelab.lab.models import lenet300
 from prunelab.schedules import gradual, steps
 from prunelab.stochastic import StochasticPruning
 from .bench_callback import learner
-from .common import show
+from .common import main, row
 
 STEPS, WARM = 1000, 200
 WAYS = {'none': lambda: [], 'held': lambda: [],
@@ -71,9 +71,9 @@ def run():
             ours, peer = found[way][i], found['none'][i]
             about = f'{what}, {way}: MB more than at step {WARM}; other: without (ratio: difference)'
             if way == 'none': continue
-            rows.append(dict(what=about, ours=ours, peer=peer, ratio=ours - peer, target=target))
+            rows.append(row(f'{what} {way}', about, ours, peer, 'ours - peer', unit='MB', target=target))
     return rows
 
 if __name__ == '__main__':
-    if sys.argv[1:]: print(*growth(sys.argv[1]))
-    else: show(run())
+    if sys.argv[1:] and sys.argv[1] in WAYS: print(*growth(sys.argv[1]))
+    else: main(run)

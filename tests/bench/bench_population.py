@@ -19,6 +19,7 @@ from prunelab.core import generator, seeded, weights
 from prunelab.evaluate import evaluate_population
 from prunelab.masks import apply_
 from prunelab.scores import magnitude
+from .common import main, row
 
 N, MEMBERS, SIGMA, SPARSITY, BS = 1000, 16, .02, .9, 256
 
@@ -82,62 +83,66 @@ def peer(net, dl):
         accs.append(right/total)
     return accs
 
+@torch.no_grad()
+def least(net, dl, packed):
+    "What no one can leave out: read the images once, and run the network for each member"
+    net.eval()
+    for _ in dl: pass
+    for _ in range(MEMBERS):
+        for x, _ in packed: net(x)
+
 def timed(f, *args):
     start = time.perf_counter()
     out = f(*args)
     return time.perf_counter() - start, out
 
-def fastest(
+def measured(
     contestants:dict, # {name: (function, loader or batches, …)}
     net, # Trained
     packed:list, # Batches in memory
     repeats:int, # Rounds of all in turn; five times as many where there is no loader
-) -> dict: # {name: (seconds, accuracies)}
-    "The fastest of several rounds, after one that only warms up"
-    best = {}
+) -> tuple: # {name: seconds of each round}, {name: accuracies}
+    "All of several rounds, after one that only warms up"
+    seconds, found = {}, {}
     for r in range(5*repeats + 1):
         for name, (f, dl, *chunk) in contestants.items():
             if r == 0: timed(f, net, packed[:1], *chunk)
             elif r <= repeats or dl is packed:
-                found = timed(f, net, dl, *chunk)
-                best[name] = min(found, best.get(name, found))
-    return best
-
-def row(what, a, b, target): return dict(what=what, ours=a[0], peer=b[0], ratio=b[0]/a[0], target=target)
+                took, found[name] = timed(f, net, dl, *chunk)
+                seconds.setdefault(name, []).append(took)
+    return seconds, found
 
 def run(
-    repeats:int=2, # Rounds; the fastest counts
-    threads:int=2, # For torch; take 1 where other work shares the cores, or the threads wait for each other
-) -> list: # Rows {what, ours, peer, ratio, target}: seconds, or MB; ratio = peer/ours
+    repeats:int=3, # Rounds with the loader
+) -> list: # Rows: seconds, or MB
     "Seconds for 16 members on a CPU"
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with tempfile.TemporaryDirectory() as tmp:
-            make_images(Path(tmp))
-            dls = ImageDataLoaders.from_folder(tmp, valid='valid', bs=BS, num_workers=0, device='cpu')
-            packed = [tuple(t.as_subclass(torch.Tensor) for t in batch) for batch in dls.valid]
-            net = trained(packed)
-            contestants = dict(peer=(peer, dls.valid), loader=(ours, dls.valid), single=(ours, dls.valid, 1),
-                               packed=(ours, packed), peer_packed=(peer, packed))
-            best = fastest(contestants, net, packed, repeats)
-    finally: torch.set_num_threads(before)
-    return rows_of(best, net)
+    with tempfile.TemporaryDirectory() as tmp:
+        make_images(Path(tmp))
+        dls = ImageDataLoaders.from_folder(tmp, valid='valid', bs=BS, num_workers=0, device='cpu')
+        packed = [tuple(t.as_subclass(torch.Tensor) for t in batch) for batch in dls.valid]
+        net = trained(packed)
+        contestants = dict(peer=(peer, dls.valid), loader=(ours, dls.valid), single=(ours, dls.valid, 1),
+                           least=(least, dls.valid, packed), packed=(ours, packed),
+                           peer_packed=(peer, packed))
+        return rows_of(*measured(contestants, net, packed, repeats), net)
 
-def rows_of(best, net):
+def rows_of(seconds, found, net):
     "What was measured, in words; an error if the contestants disagree"
-    accs = best['peer'][1]
-    assert all(b[1] == accs for b in best.values()) and len(set(accs)) > 1, 'they disagree on the accuracies'
+    accs = found['peer']
+    same = all(a == accs for name, a in found.items() if name != 'least')
+    assert same and len(set(accs)) > 1, 'they disagree on the accuracies'
     n, m = sum(w.numel() for w in weights(net).values()), f'{MEMBERS} members'
     mb = 4e-6*n
-    return [row(f'{m}, same fastai loader, chunk={MEMBERS}', best['loader'], best['peer'], 1.),
-            row(f'{m}, same fastai loader, chunk=1', best['single'], best['peer'], None),
-            row(f'{m}, packed batches against the fastai loader', best['packed'], best['peer'], 3.),
-            row(f'{m}, packed batches on both sides', best['packed'], best['peer_packed'], None),
-            row(f'MB of live members at chunk={MEMBERS}, against one copy with original, mask and product',
-                (MEMBERS*mb,), (3*mb,), None)]
+    def against(name, what, a, b, target=None):
+        return row(name, what, seconds[a], seconds[b], 'peer/ours', target=target)
+    packed = f'{m}, packed batches against the fastai loader'
+    return [against('loader', f'{m}, same fastai loader, chunk={MEMBERS}', 'loader', 'peer', 1.),
+            against('single', f'{m}, same fastai loader, chunk=1', 'single', 'peer'),
+            row('floor', f'{m}, same fastai loader; other: images read once, forward passes alone',
+                seconds['loader'], seconds['least']),
+            row('packed', packed, seconds['packed'], min(seconds['peer']), 'peer/ours', target=3.),
+            against('packed both', f'{m}, packed batches on both sides', 'packed', 'peer_packed'),
+            row('memory', f'MB of live members at chunk={MEMBERS}, against one copy with original, mask and '
+                'product', MEMBERS*mb, 3*mb, 'peer/ours', unit='MB')]
 
-if __name__ == '__main__':
-    for r in run():
-        seconds = f"ours {r['ours']:8.3f}  peer {r['peer']:8.3f}  ratio {r['ratio']:6.2f}"
-        print(f"{r['what']:<75} {seconds}  target {r['target']}")
+if __name__ == '__main__': main(run, threads=2)

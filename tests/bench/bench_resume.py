@@ -17,7 +17,7 @@ from prunelab.lab.models import lenet5
 from prunelab.resume import PruneCheckpoint
 from prunelab.schedules import gradual
 from .bench_train import packed
-from .common import show
+from .common import main, row
 
 class Write(Callback):
     "Writes a checkpoint after every tenth batch, and takes the time of that and of the others"
@@ -42,13 +42,13 @@ def share(pruner, device='cpu'):
     return one, clock/batch + one/60
 
 def run():
-    "One row per method: {what, ours, peer, ratio, target}"
+    "One row per method"
     for pruner in (PruneCB(.9, schedule=gradual()), DropPruning(.9, schedule=gradual(n=20))):
         seconds, part = share(pruner)
         name = type(pruner).__name__
         what = f'checkpoint of LeNet-5, {name}, {1e3*seconds:.0f} ms: % of training, against 3 %'
-        yield dict(what=what, ours=100*part, peer=3., ratio=part/.03, target='at most 1')
+        yield row(name, what, 100*part, 3., unit='% of training', target='at most 1')
 
 if __name__ == '__main__':
     warnings.filterwarnings('ignore')
-    show(run())
+    main(run)

@@ -15,7 +15,7 @@ from prunelab.core import generator
 from prunelab.lab.data import DeviceLoader, Images
 from prunelab.lab.training import Recipe, fit, learner, machine
 from .bench_loader import MEAN, STD, draw
-from .common import in_turns, show
+from .common import in_turns, main, row
 
 NETS = {    # images an epoch on a CPU, and the ratio of bfloat16 to float32 that is asked for
     'resnet18': (256, 1.8), 'resnet20': (1024, 1.8), 'resnet56': (512, None), 'vgg16': (256, None),
@@ -39,10 +39,10 @@ def epoch(learn):
     return run
 
 def compare(learners, rounds):
-    "Images a second of each learner"
+    "Images a second of each learner, in each round"
     seconds = in_turns(rounds, **{name: epoch(learn) for name, learn in learners.items()})
     sizes = {name: len(learn.dls.train)*learn.dls.train.bs for name, learn in learners.items()}
-    return {name: sizes[name]/t for name, t in seconds.items()}
+    return {name: [sizes[name]/t for t in times] for name, times in seconds.items()}
 
 def half_against_full(network, n, target, device, rounds):
     "bfloat16 against float32, all else alike"
@@ -50,9 +50,25 @@ def half_against_full(network, n, target, device, rounds):
     recipes = {p: Recipe(network, 'cifar10', precision=p) for p in ('bf16', 'float32')}
     learners = {p: learner(r, 0, device, packed(n, c, size, device)) for p, r in recipes.items()}
     rates = compare(learners, rounds)
-    half, full = rates['bf16'], rates['float32']
     what = f'train {network}, images/s, bf16 against float32'
-    return dict(what=what, ours=half, peer=full, ratio=half/full, target=target)
+    return row(network, what, rates['bf16'], rates['float32'], unit='images/s', target=target)
+
+def convolutions(device, rounds, bs=128):
+    "The limit of such a training: nothing but the convolutions of a ResNet-18's second part, there and back"
+    x = torch.randn(bs, 128, 16, 16, generator=generator(0, 'cpu'), device='cpu').to(device)
+    def passes(dtype, layout):
+        conv = torch.nn.Conv2d(128, 128, 3, padding=1, bias=False).to(device, dtype, memory_format=layout)
+        batch = x.to(dtype).contiguous(memory_format=layout).requires_grad_()
+        def run():
+            conv(batch).sum().backward()
+            if device.type == 'cuda': torch.cuda.synchronize()
+        return run
+    # Each in the layout that our training takes for it on a CPU
+    seconds = in_turns(5*rounds, half=passes(torch.bfloat16, torch.channels_last),
+                       full=passes(torch.float32, torch.contiguous_format))
+    rates = {name: [bs/t for t in times] for name, times in seconds.items()}
+    return row('limit', 'a convolution, there and back, images/s, bf16 against float32', rates['half'],
+               rates['full'], unit='images/s')
 
 def packed_against_files(device, cuda, rounds):
     "Our loader against fastai's folder of files, with the same small ResNet behind it"
@@ -68,20 +84,20 @@ def packed_against_files(device, cuda, rounds):
         rates = compare({'ours': learner(recipe, 0, device, packed(n, 3, 32, device)),
                          'theirs': learner(recipe, 0, device, files)}, rounds)
     what = f'train ResNet-18{"" if cuda else " (1/8 width)"}, images/s, against ImageDataLoaders'
-    return dict(what=what, ours=rates['ours'], peer=rates['theirs'], ratio=rates['ours']/rates['theirs'],
-                target='20,000 images/s' if cuda else None)
+    return row('files', what, rates['ours'], rates['theirs'], unit='images/s',
+               target='20,000 images/s' if cuda else None)
 
 def run(device=None, rounds=3):
-    "One row per comparison: {what, ours, peer, ratio, target}"
+    "One row per comparison"
     cuda = torch.cuda.is_available() if device is None else device == 'cuda'
     device = torch.device('cuda' if cuda else 'cpu')
     rows = [packed_against_files(device, cuda, rounds)]
     for network, (n, target) in NETS.items():
         n, target = (45_000, None) if cuda else (n, target)
         rows.append(half_against_full(network, n, target, device, rounds))
-    return rows
+    return [*rows, convolutions(device, rounds)]
 
 if __name__ == '__main__':
     warnings.filterwarnings('ignore')
     print(machine('cuda' if torch.cuda.is_available() else 'cpu'))
-    show(run())
+    main(run)
