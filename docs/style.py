@@ -2,7 +2,8 @@
 
 A report and no gate: a number that must be met is soon met by squeezing. In fastai, jaxpruner,
 claudette and the fast.ai course nine of ten statements have at most 17 to 27 nodes, half of the exported
-cells at most 290 to 380 characters, and `we` and `you` stand 40 to 49 times in 1,000 words."""
+cells at most 290 to 380 characters, and `we` and `you` stand about 30 times in 1,000 words (20 to 49,
+by page)."""
 import ast
 import io
 import re

@@ -90,7 +90,8 @@ def results(plan, limit):
 
     try:
         with ThreadPoolExecutor(cores()) as pool:
-            runs = {pool.submit(run, p, machine): (p, machine) for machine, pages in plan.items() for p in pages}
+            runs = {pool.submit(run, page, machine): (page, machine)
+                    for machine, pages in plan.items() for page in pages}
             for ended in as_completed(runs): yield *runs[ended], *ended.result()
     finally:
         for server in servers.values(): server.close()

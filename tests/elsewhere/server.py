@@ -4,9 +4,11 @@ These imports take longer than the rest of a short page. A line of standard inpu
 a line of JSON with its exit status, None for a page that had to be stopped, and what it wrote to stderr.
 """
 import json, os, signal, subprocess, sys, tempfile, time
+from importlib import import_module
 from pathlib import Path
-import fastai.vision.all, matplotlib.pyplot, pandas, sklearn.datasets    # not for this module: for the pages
 from nbdev.test import nbdev_test
+
+for name in ('fastai.vision.all', 'matplotlib.pyplot', 'pandas', 'sklearn.datasets'): import_module(name)
 
 def become_page(page, stderr):
     "Run the page in this process, with a session of its own, so that all that it starts can be stopped"
@@ -19,7 +21,8 @@ def become_page(page, stderr):
 def start(page, stderr):
     "The process id of a page that runs now"
     if sys.platform == 'darwin':    # Apple's libraries do not survive a fork
-        command = [Path(sys.executable).with_name('nbdev-test'), page, '--n-workers', '0', '--cell-timeout', '0']
+        script = Path(sys.executable).with_name('nbdev-test')
+        command = [script, page, '--n-workers', '0', '--cell-timeout', '0']
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True).pid
     pid = os.fork()
     if pid == 0: become_page(page, stderr)
