@@ -3,7 +3,7 @@ import json, os, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest, torch
 from tests.elsewhere import table
-from tests.elsewhere.__main__ import environment, every, once, run, run_all, threads
+from tests.elsewhere.__main__ import environment, every, once, results, run_all, threads
 from tests.elsewhere.machine.another_machine import change_weight_, round_otherwise_
 from tests.elsewhere.training import training_pages
 
@@ -116,7 +116,8 @@ def test_pages_that_fail_are_named_and_the_table_is_written(tmp_path):
     known, drawn = 'torch.empty(3, 4).uniform_(-.5, .5)', 'nn.Linear(4, 3).weight.data'
     fragile = page(tmp_path/'fragile.ipynb', START, f'test_eq(weight, {known})')
     sound = page(tmp_path/'sound.ipynb', START, f'test_eq(weight, {drawn})')
-    assert run(fragile, None, 0, 600)[0] is None                    # on this machine
+    [(_, _, failure, _)] = results({None: [fragile]}, 600)
+    assert failure is None    # on this machine
     res = elsewhere(f'{fragile} {sound}', '--machines', 2, '--table-file', tmp_path/'table.md')
     written = (tmp_path/'table.md').read_text()
     assert res.returncode == 1, res.stderr
@@ -189,7 +190,7 @@ def test_a_page_that_is_not_there_is_an_error():
 
 def test_a_page_that_never_ends_fails(tmp_path):
     endless = page(tmp_path/'endless.ipynb', 'import time\nwhile True: time.sleep(1)')
-    failure, _ = run(endless, 1, time.time(), limit=3)
+    [(_, _, failure, _)] = results({1: [endless]}, limit=3)
     assert failure == 'TimeoutError: not done after 3 seconds'
 
 def test_training_pages_are_found_by_what_they_do(tmp_path):

@@ -133,6 +133,10 @@ def test_statement_sizes_by_hand():
 def test_comments_and_voice_by_hand():
     src = '#| export\ndef f(\n    x, # Documentation\n): # More of it\n    # Why\n\n    return x # Because'
     assert style.comments(src) == (2, 6)
+
+def test_code_without_its_documentation():
+    src = 'def f(\n    x, # Documentation\n):\n    "A docstring"\n    return x # Why'
+    assert style.code_only(src) == 'def f(x):\n    return x'
     text = "We say it, and you read it. `we` $you$\n\n| you | we |\n\n```\nwe\n```\n\nIt isn't [yours](we)."
     assert style.prose([nbformat.v4.new_markdown_cell(text)]) == (2, 10)
 

@@ -3,7 +3,7 @@
 Machine k is this one with the arithmetic of `machine/another_machine.py`. Odd ones compute with one
 thread, even ones with two, and the third without the processor's vector units.
 """
-import os, re, signal, subprocess, sys, time
+import json, os, re, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,6 @@ from . import table
 from .training import training_pages
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NBDEV_TEST = Path(sys.executable).with_name('nbdev-test')
 COLOUR = re.compile(r'\x1b\[[\d;]*m')
 PAGE_LINE = re.compile(r'File "<ipython-input[^\n]*\n')    # in a traceback, where library code has a file
 ERROR = re.compile(r'^[\w.]+(?:Error|Exception|Exit|Interrupt|Warning)\b', re.M)
@@ -44,19 +43,23 @@ def complaint(stderr):
     said = last[errors[-1].start():] if errors else last[-300:]
     return ' '.join((line + said).split())[:300]
 
-def run(page, machine, since, limit):
-    "What failed, or None if the page holds on this machine; and the seconds that it took"
-    begin = time.monotonic()
-    command = [NBDEV_TEST, page, '--n-workers', '0', '--cell-timeout', '0']
-    process = subprocess.Popen(command, env=environment(machine, since), text=True, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try: stderr = process.communicate(timeout=limit)[1]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)    # with all that the page started
-        process.communicate()
-        stderr = f'TimeoutError: not done after {limit} seconds'
-    failure = complaint(stderr) if process.returncode else None
-    return failure, time.monotonic() - begin
+class Server:
+    "Runs pages on one machine, one at a time: see `server`"
+    def __init__(self, machine, since, limit):
+        command = [sys.executable, '-m', 'tests.elsewhere.server', str(limit)]
+        self.machine, self.limit = machine, limit
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment(machine, since), text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def run(self, page):
+        "What failed, or None if the page holds; and the seconds that it took"
+        begin = time.monotonic()
+        print(page, file=self.process.stdin, flush=True)
+        status, stderr = json.loads(self.process.stdout.readline())
+        if status is None: stderr = f'TimeoutError: not done after {self.limit} seconds'
+        return complaint(stderr) if status != 0 else None, time.monotonic() - begin
+
+    def close(self): self.process.communicate()
 
 def name(page):
     "As a reader of the repository would write it"
@@ -75,12 +78,23 @@ def once(pages, machines, training):
 def results(plan, limit):
     """(page, machine, failure or None, seconds) of each run when it ends
 
-    Machine by machine, as many pages at once as this process may use cores."""
-    since = time.time()
-    for machine, pages in plan.items():
+    As many pages at once as this process may use cores, machine by machine."""
+    since, servers = time.time(), {}    # one server for each thread
+
+    def run(page, machine):
+        thread = threading.get_ident()
+        if thread not in servers or servers[thread].machine != machine:
+            if thread in servers: servers.pop(thread).close()
+            servers[thread] = Server(machine, since, limit)
+        return servers[thread].run(page)
+
+    try:
         with ThreadPoolExecutor(cores()) as pool:
-            runs = {pool.submit(run, page, machine, since, limit): page for page in pages}
-            for ended in as_completed(runs): yield runs[ended], machine, *ended.result()
+            runs = {pool.submit(run, page, machine): (page, machine)
+                    for machine, pages in plan.items() for page in pages}
+            for ended in as_completed(runs): yield *runs[ended], *ended.result()
+    finally:
+        for server in servers.values(): server.close()
 
 def run_all(plan, limit, keep):
     """{page's name: (torch, {machine: failure or None})}
