@@ -144,10 +144,13 @@ def seeded(
     "Seed Python, NumPy and torch inside a `with` block; the caller's random state is untouched after it"
     seed = int(seed)
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():                   # gives torch its state back, on all devices
+    # `torch.manual_seed` seeds all devices, also one that isn't there yet: for it, it keeps a traceback
+    accelerated = torch.accelerator.is_available()
+    seed_torch = torch.manual_seed if accelerated else torch.default_generator.manual_seed
+    with torch.random.fork_rng(None if accelerated else []):      # gives torch its state back, on all devices
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.manual_seed(seed % 2**63)
+        seed_torch(seed % 2**63)
         try: yield
         finally:
             random.setstate(python_state)
