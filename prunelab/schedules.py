@@ -80,7 +80,8 @@ def _spread(start, end, n):
     if n < 1: raise ValueError(f'n is the number of prunings, at least 1; got {n}')
     if not 0 <= start <= end <= 1:
         raise ValueError(f'need 0 <= start <= end <= 1; got start={start}, end={end}')
-    return [start + (end - start)*i/max(n - 1, 1) for i in range(n)]
+    # Rounding may not carry the last one beyond `end`, which can be the end of the training
+    return [min(start + (end - start)*i/max(n - 1, 1), end) for i in range(n)]
 
 def steps(
     n:int=5, # Number of prunings

@@ -260,6 +260,7 @@ def test_snip_of_a_linear_network_is_a_formula(n_in, n_out, n, seed):
 
 @examples(60)
 @given(st.integers(1, 60), st.floats(.1, 9), st.floats(0, .5), st.floats(.5, 1))
+@example(14, 1., .3246352506929045, 1.)     # rounding would carry the last position beyond 1
 def test_a_gradual_schedule_is_its_formula(n, power, start, end):
     s = gradual(start, end, n, power)
     for i, (at, progress) in enumerate(zip(s.at, s.progress)):
