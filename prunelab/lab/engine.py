@@ -31,7 +31,7 @@ from fastcore.script import call_parse, store_true
 from filelock import FileLock, Timeout
 import prunelab
 from .. import __version__
-from .experiment import append, done, pending, rehearsal
+from .experiment import append, done, done_by_name, pending, rehearsal
 from .training import TimeUp, dense, machine, network_file
 
 # %% ../../nbs/lab/50_engine.ipynb #eng00008
@@ -276,9 +276,8 @@ def experiments() -> list: # Of `Experiment`, in the order in which they should 
     return [*of_stochastic, *of_drop, *of_extreme, *of_head_to_head]
 
 # %% ../../nbs/lab/50_engine.ipynb #eng00026
-def _line(e, results):
-    "What is known of an experiment"
-    there = done(e, results)
+def _line(e, there):
+    "What is known of an experiment, and of its rows by seed"
     minutes = e.minutes
     if there: minutes = sum(row['seconds'] for row in there.values())/60/len(there)
     return {
@@ -292,7 +291,8 @@ def overview(
     results, # Folder of rows
 ) -> pd.DataFrame: # One row per experiment: units, done, needs, minutes of a unit, claimed
     "What is done and what is not, and what it costs"
-    return pd.DataFrame([_line(e, results) for e in experiments]).set_index('experiment')
+    there = done_by_name(experiments, results)
+    return pd.DataFrame([_line(e, there[e.name]) for e in experiments]).set_index('experiment')
 
 # %% ../../nbs/lab/50_engine.ipynb #eng00028
 def _without_gpu_units(units):

@@ -13,11 +13,10 @@ import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from os.path import commonprefix
-from pathlib import Path
 
 import numpy as np, pandas as pd
 from .compare import over_seeds, paired
-from .experiment import Experiment, check_same_dense, read
+from .experiment import Experiment, check_same_dense, done_by_name
 
 # %% ../../nbs/lab/13_evidence.ipynb #evi00006
 @dataclass
@@ -31,15 +30,7 @@ def gather(
     results, # Folder of rows
 ) -> Evidence:
     "What was measured of these experiments; each file of rows is read once"
-    declared = {e.name: e for e in experiments}
-    identities = {name: e.identity for name, e in declared.items()}
-    rows = {name: {} for name in declared}
-    for paper in sorted({e.paper for e in experiments}):
-        for row in read(Path(results)/f'{paper}.jsonl'):
-            name = row.get('identity', {}).get('name')           # rows of protocol 1 have no identity
-            if name not in declared or row['identity'] != identities[name]: continue
-            if row['seed'] in declared[name].seeds: rows[name][row['seed']] = row
-    return Evidence(declared, rows)
+    return Evidence({e.name: e for e in experiments}, done_by_name(experiments, results))
 
 # %% ../../nbs/lab/13_evidence.ipynb #evi00010
 @dataclass(frozen=True)

@@ -70,10 +70,11 @@ def every(pages, machines):
     return {machine: pages for machine in range(1, machines + 1)}
 
 def once(pages, machines, training):
-    "{machine: pages}, each page on one: those of `training` on another one in turn, the others on this one"
-    plan = {None: [p for p in pages if p not in training]}
-    for machine in range(1, machines + 1): plan[machine] = training[machine - 1::machines]
-    return plan
+    """{machine: pages}, each page on one: those of `training` on another one in turn, the others on this one
+
+    The others are short, and come last: while the last long page runs they keep the other cores busy."""
+    plan = {machine: training[machine - 1::machines] for machine in range(1, machines + 1)}
+    return {**plan, None: [p for p in pages if p not in training]}
 
 def results(plan, limit):
     """(page, machine, failure or None, seconds) of each run when it ends
