@@ -64,7 +64,8 @@ def networks(draw, dtypes=FLOATS):
     kind = VALUES[draw(st.sampled_from([*VALUES]))]
     with seeded(draw(SEEDS)), torch.no_grad():
         for w in weights(net).values():
-            w.copy_(kind(w))
+            largest = min(torch.finfo(dtype).max, torch.finfo(w.dtype).max)
+            w.copy_(kind(w).clamp(-largest, largest))
             w[w.to(dtype) == 0] = 1
     return net.to(dtype)
 

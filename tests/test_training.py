@@ -285,34 +285,33 @@ def test_masks_without_a_pruner_are_part_of_the_state(tmp_path):
 
 KILLED = """
 import sys, time
-from tests.test_training import PRUNERS, TINY, fingerprint, fit, learner
-kind, state, pause = sys.argv[1:]
+from tests.test_training import PRUNERS, TINY, fit, learner
+kind, state = sys.argv[1:]
 def say(line):
     print(line, flush=True)
-    time.sleep(float(pause))
-learn = learner(TINY, 5, 'cpu')
-fit(learn, 3, .02, pruner=PRUNERS[kind](), state=state, say=say)
-print(fingerprint(learn.model), len(learn.recorder.lrs))
+    time.sleep(60)
+fit(learner(TINY, 5, 'cpu'), 3, .02, pruner=PRUNERS[kind](), state=state, say=say)
 """
 
-def process(kind, state, pause=0):
-    "A training in a process of its own"
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    command = [sys.executable, '-W', 'ignore', '-c', KILLED, kind, str(state), str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+def killed_after_an_epoch(kind, state):
+    "A training in a process of its own that ends by SIGKILL, in the pause after its first epoch"
+    env = {**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads()), 'PYTHONPATH': str(ROOT)}
+    command = [sys.executable, '-W', 'ignore', '-c', KILLED, kind, str(state)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env) as p:
+        assert 'epoch 1 of 3' in p.stdout.readline()
+        while not state.exists(): time.sleep(.05)
+        p.send_signal(signal.SIGKILL)
 
 @pytest.mark.parametrize('kind', PRUNERS)
 def test_a_pruning_goes_on_after_a_kill(tmp_path, kind):
-    "SIGKILL in the second epoch's pause; the next process ends with the weights of an undisturbed one"
-    with process(kind, tmp_path/'state', pause=60) as p:
-        assert 'epoch 1 of 3' in p.stdout.readline()
-        while not (tmp_path/'state').exists(): time.sleep(.05)
-        p.send_signal(signal.SIGKILL)
-    ends = []
-    for state in ('state', 'whole'):
-        with process(kind, tmp_path/state) as p: ends.append(p.stdout.read().split()[-2:])
-    (resumed, few), (whole, all_) = ends
-    assert resumed == whole and int(few)*3 == int(all_)*2
+    "This process ends with the weights of an undisturbed training"
+    killed_after_an_epoch(kind, tmp_path/'state')
+    def ending(state):
+        learn = learner(TINY, 5, 'cpu')
+        fit(learn, 3, .02, pruner=PRUNERS[kind](), state=tmp_path/state)
+        return fingerprint(learn.model), len(learn.recorder.lrs)
+    (resumed, few), (whole, all_) = ending('state'), ending('whole')
+    assert resumed == whole and few*3 == all_*2
 
 def test_a_state_is_written_whole(tmp_path, monkeypatch):
     "An error while writing leaves the state of the epoch before, and no other file"

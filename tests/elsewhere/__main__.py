@@ -14,6 +14,7 @@ from .training import training_pages
 ROOT = Path(__file__).resolve().parent.parent.parent
 COLOUR = re.compile(r'\x1b\[[\d;]*m')
 PAGE_LINE = re.compile(r'File "<ipython-input[^\n]*\n')    # in a traceback, where library code has a file
+COMMON = ['fastai.vision.all', 'matplotlib.pyplot', 'pandas', 'sklearn.datasets']    # what pages import
 ERROR = re.compile(r'^[\w.]+(?:Error|Exception|Exit|Interrupt|Warning)\b', re.M)
 
 def threads(machine): return 1 if machine is None else 2 - machine % 2
@@ -45,8 +46,8 @@ def complaint(stderr):
 
 class Server:
     "Runs pages on one machine, one at a time: see `server`"
-    def __init__(self, machine, since, limit):
-        command = [sys.executable, '-m', 'tests.elsewhere.server', str(limit)]
+    def __init__(self, machine, since, limit, imports=()):
+        command = [sys.executable, '-m', 'tests.elsewhere.server', str(limit), *imports]
         self.machine, self.limit = machine, limit
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment(machine, since), text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -81,12 +82,14 @@ def results(plan, limit):
 
     As many pages at once as this process may use cores, machine by machine."""
     since, servers = time.time(), {}    # one server for each thread
+    n = sum(map(len, plan.values()))
+    imports = COMMON if n > 5*len(plan) else ()    # with few pages a server would wait for them in vain
 
     def run(page, machine):
         thread = threading.get_ident()
         if thread not in servers or servers[thread].machine != machine:
             if thread in servers: servers.pop(thread).close()
-            servers[thread] = Server(machine, since, limit)
+            servers[thread] = Server(machine, since, limit, imports)
         return servers[thread].run(page)
 
     try:

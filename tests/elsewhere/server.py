@@ -1,14 +1,13 @@
-"""Runs pages one after the other, each in a new process that has already imported torch and fastai
+"""Runs pages one after the other, each in a new process that has already imported what it will need
 
-These imports take longer than the rest of a short page. A line of standard input names a page; the answer is
-a line of JSON with its exit status, None for a page that had to be stopped, and what it wrote to stderr.
+Importing torch and fastai takes longer than the rest of a short page. A line of standard input names a page;
+the answer is a line of JSON with its exit status, None for a page that had to be stopped, and what it wrote
+to stderr. Arguments: the seconds that a page may take, and the modules.
 """
 import json, os, signal, subprocess, sys, tempfile, time
 from importlib import import_module
 from pathlib import Path
 from nbdev.test import nbdev_test
-
-for name in ('fastai.vision.all', 'matplotlib.pyplot', 'pandas', 'sklearn.datasets'): import_module(name)
 
 def become_page(page, stderr):
     "Run the page in this process, with a session of its own, so that all that it starts can be stopped"
@@ -45,4 +44,7 @@ def serve(limit):
             stderr.seek(0)
             print(json.dumps([status, stderr.read()]), flush=True)
 
-if __name__ == '__main__': serve(float(sys.argv[1]))
+if __name__ == '__main__':
+    limit, *modules = sys.argv[1:]
+    for module in modules: import_module(module)
+    serve(float(limit))
