@@ -180,8 +180,9 @@ def test_each_page_once_on_this_machine_or_another(tmp_path):
     assert res.returncode == 0 and '2 of 2 runs hold' in res.stdout, res.stdout
     assert f'this machine: {known}: holds' in res.stdout and f'machine 1: {fits}: holds' in res.stdout
 
-def test_in_the_committed_table_every_run_holds():
-    rows = table.read(ROOT/'tests/elsewhere/table.md')
+@pytest.mark.parametrize('file', sorted(p.name for p in (ROOT/'tests/elsewhere').glob('table*.md')))
+def test_in_the_committed_tables_every_run_holds(file):
+    rows = table.read(ROOT/'tests/elsewhere'/file)
     assert rows and not any(failure for _, found in rows.values() for failure in found.values())
 
 def test_a_page_that_is_not_there_is_an_error():

@@ -185,7 +185,9 @@ def worker(place, name, flag, hangs):
     measure, calls = pareto.measure, []
     def slow(*args, **kw):
         calls.append(1)
-        if len(calls) == 3 and hangs: flag.touch()
+        if len(calls) == 3 and hangs:
+            time.sleep(3)    # until its heart has beaten: Optuna doesn't know of a trial killed before that
+            flag.touch()
         while len(calls) == 3 and (hangs or not flag.exists()): time.sleep(.02)
         return measure(*args, **kw)
     pareto.measure = slow
