@@ -3,8 +3,10 @@ import importlib.util
 import os
 import re
 import shutil
+from contextlib import chdir
 from pathlib import Path
 os.environ.setdefault('MPLBACKEND', 'agg')
+import nbformat
 import pytest
 import torch
 from fastai.callback.progress import ProgressCallback
@@ -85,3 +87,16 @@ def browser():
         b = p.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         yield b
         b.close()
+
+def run_page(page, place, instead):
+    "What the page's cells define when they run with `instead` of `place`; pictures are drawn and thrown away"
+    import matplotlib.pyplot as plt
+    known = {'__name__': 'page'}
+    cells = [c.source for c in nbformat.read(page, 4).cells[1:] if c.cell_type == 'code']
+    assert sum(place in source for source in cells) == 1
+    with chdir(page.parent):
+        for source in cells:
+            if 'nbdev_export' in source: continue
+            exec(compile(source.replace(place, instead), f'{page.name}: {source[:60]!r}', 'exec'), known)
+    plt.close('all')
+    return known

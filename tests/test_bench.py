@@ -7,8 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-import matplotlib
-import nbformat
 import pytest
 import torch
 from prunelab.core import generator
@@ -16,6 +14,7 @@ from prunelab.masks import keep_top
 from .bench import __main__ as bench
 from .bench import common
 from .bench.by_sample import keep_by_sample
+from .conftest import run_page
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT/'nbs/lab/70_performance.ipynb'
@@ -177,41 +176,30 @@ def write_rows(file, ratio, wanted=lambda key: True):
     bench.write(file, rows)
     return rows
 
-def run_page(file, monkeypatch):
+def run(file):
     "What the page's cells define when they run with these rows"
-    matplotlib.use('agg')
-    import matplotlib.pyplot as plt
-    monkeypatch.chdir(PAGE.parent)
-    known = {'__name__': 'page'}
-    cells = [c.source for c in nbformat.read(PAGE, 4).cells[1:] if c.cell_type == 'code']
-    assert sum(PLACE in source for source in cells) == 1
-    for source in cells:
-        if 'nbdev_export' in source: continue
-        source = source.replace(PLACE, f'ROWS = Path({str(file)!r})')
-        exec(compile(source, f'page: {source[:60]!r}', 'exec'), known)
-    plt.close('all')
-    return known
+    return run_page(PAGE, PLACE, f'ROWS = Path({str(file)!r})')
 
 def ratio_of(key): return 12. if key == 'masks/floor' else 1.5
 
-def test_the_page_without_rows_names_the_command(tmp_path, monkeypatch, capsys):
-    page = run_page(tmp_path/'none', monkeypatch)
+def test_the_page_without_rows_names_the_command(tmp_path, capsys):
+    page = run(tmp_path/'none')
     said = capsys.readouterr().out
     assert page['parts']() == {} and 'No part is measured yet: python -m tests.bench' in said
     for name in ASKED: assert f'not measured yet: python -m tests.bench {name}' in said
     assert 'times as long as' not in said
 
-def test_the_page_with_some_rows_shows_these(tmp_path, monkeypatch, capsys):
+def test_the_page_with_some_rows_shows_these(tmp_path, capsys):
     write_rows(tmp_path/'rows', ratio_of, lambda key: key.startswith('masks') and key != 'masks/torch')
-    page = run_page(tmp_path/'rows', monkeypatch)
+    page = run(tmp_path/'rows')
     said = capsys.readouterr().out
     assert [*page['parts']()] == ['selection', 'LAMP']
     assert 'not measured yet: python -m tests.bench train' in said
     assert 'LAMP takes 1.5 times' in said and 'Selection takes' not in said     # one of two rows is missing
 
-def test_the_page_with_all_rows_says_which_part_is_farthest(tmp_path, monkeypatch, capsys):
+def test_the_page_with_all_rows_says_which_part_is_farthest(tmp_path, capsys):
     rows = write_rows(tmp_path/'rows', ratio_of)
-    page = run_page(tmp_path/'rows', monkeypatch)
+    page = run(tmp_path/'rows')
     said, found = capsys.readouterr().out, page['parts']()
     assert 'not measured yet' not in said and 'Selection takes 12 times' in said
     assert len(found) == 10 and next(iter(found)) == 'selection'

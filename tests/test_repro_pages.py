@@ -1,11 +1,7 @@
 "The pages of the reproductions at any state of the rows: none of today's, some, all, and rows that disagree."
 import json
-import os
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-import matplotlib
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -14,6 +10,7 @@ from prunelab.lab.compare import Difference
 from prunelab.lab.engine import experiments
 from prunelab.lab.evidence import gather
 from prunelab.lab.head_to_head import GRIDS, advice
+from .conftest import run_page
 
 ROOT = Path(__file__).resolve().parent.parent
 REPRO = ROOT/'nbs/repro'
@@ -116,27 +113,9 @@ def results(folder, wanted=lambda e, seed: True, p=level, dense=lambda e: 'one n
         with open(folder/f'{paper}.jsonl', 'a') as f: f.write('\n'.join(text) + '\n')
     return folder
 
-@contextmanager
-def inside(folder):
-    before = os.getcwd()
-    os.chdir(folder)
-    try: yield
-    finally: os.chdir(before)
-
 def run(page, folder):
-    "What the page's cells define when they run with these rows; pictures are drawn and thrown away"
-    matplotlib.use('agg')
-    import matplotlib.pyplot as plt
-    known, place = {'__name__': 'page'}, "RESULTS = 'results'"
-    cells = [c.source for c in nbformat.read(page, 4).cells[1:] if c.cell_type == 'code']
-    assert sum(place in source for source in cells) == 1
-    with inside(page.parent):
-        for source in cells:
-            if 'nbdev_export' in source: continue
-            source = source.replace(place, f'RESULTS = {str(folder)!r}')
-            exec(compile(source, f'{page.name}: {source[:60]!r}', 'exec'), known)
-    plt.close('all')
-    return known
+    "What the page's cells define when they run with these rows"
+    return run_page(page, "RESULTS = 'results'", f'RESULTS = {str(folder)!r}')
 
 PAGES = sorted(REPRO.glob('[!.]*.ipynb'))
 

@@ -5,29 +5,20 @@ benchmarks that ran replace their earlier ones in rows.jsonl, and nbs/lab/70_per
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from datetime import date
 from pathlib import Path
 import torch
+from prunelab.lab.experiment import read
+from prunelab.lab.training import machine as lab_machine
+from ..elsewhere.__main__ import cores
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE/'rows.jsonl'
 NAMES = ['masks', 'callback', 'loader', 'population', 'train', 'drop', 'tails', 'resume', 'processes',
          'imports', 'memory']
-
-def processor():
-    "What the processor calls itself"
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [s.partition(':')[2].strip() for s in lines if s.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
-
-def cores():
-    "How many this process may use"
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 def commit():
     "Which one, and whether library and benchmarks are as it has them; both None outside a checkout"
@@ -41,14 +32,10 @@ def commit():
 def about():
     "What the ratios may depend on, and whether something else was running: no host, no path"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    machine = {'processor': processor(), 'cores': cores(), 'gpu': gpu, 'torch': str(torch.__version__),
-               'python': platform.python_version()}
+    known = lab_machine()
+    machine = {**{k: known[k] for k in ('processor', 'torch', 'python')}, 'cores': cores(), 'gpu': gpu}
     load = round(os.getloadavg()[0], 2) if hasattr(os, 'getloadavg') else None
     return {'machine': machine, 'load': load, 'commit': commit(), 'finished': date.today().isoformat()}
-
-def read(path):
-    "The rows of a file; it need not exist"
-    return [json.loads(s) for s in path.read_text(encoding='utf8').splitlines()] if path.exists() else []
 
 def measured(name):
     "The rows of one benchmark; None if it failed"

@@ -12,7 +12,7 @@ WORDS = {True: '**fails**', False: 'holds', None: ''}    # None: the page didn't
 
 TEXT = """# Pages on simulated other machines
 
-Written by `make elsewhere TABLE=tests/elsewhere/table.md`: {hold} of {n} runs hold. A run replaces the rows
+Found by `make elsewhere TABLE=…`: {hold} of {n} runs hold. A run replaces the rows
 of its pages, so a row is about the page as it was then, with the torch named beside it. Each machine changes
 drawn and loaded weights by one part in a million, and what layers compute by the size of its rounding
 (`tests/elsewhere/machine`). Odd ones compute with one thread, even ones with two, and the third without the
