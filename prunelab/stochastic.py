@@ -57,12 +57,12 @@ def absolute_sigma(
     return {n: s*tau for n, s in sigma.items()} if isinstance(sigma, dict) else sigma*tau
 
 # %% ../nbs/12_stochastic.ipynb #12held01
-def _refuse_unknown_offers(offers):
+def _refuse_unknown_arguments(names):
     "Raise a `ValueError` for a name that no score can ask for, such as a misspelt argument"
-    unknown = sorted(set(offers) - {'model', 'batch', 'loss_func'})
+    unknown = sorted(set(names) - {'model', 'batch', 'loss_func'})
     if not unknown: return
     raise ValueError(f'stochastic_prune has no argument {unknown}; '
-                     'a score may be offered model, batch and loss_func')
+                     'a score may ask for model, batch and loss_func')
 
 def _refuse_lower_than_held(ws, sparsity, held):
     "Raise a `ValueError` unless every weight has a mask, and the sparsity is at least that of the masks"
@@ -87,17 +87,17 @@ def stochastic_prune(
     kind:str='add', # 'add': w + σ·eps, or 'mul': w·(1 + σ·eps)
     unit=None, # None: σ is in the unit of the weights; 'threshold': in multiples of `threshold(ws, sparsity)`
     held:dict=None, # {name: bool mask}: what is masked already is 0 for the score, and stays masked
-    **offers, # For scores that ask for more than weights: `model`, `batch`, `loss_func`, see below
+    **score_args, # For scores that ask for more than weights: `model`, `batch`, `loss_func`, see below
 ) -> tuple: # ({name: bool mask}, {name: noisy weight}); `apply_(noisy, masks)` is the pruned member
     "Stochastic Pruning of one draw: perturb, score, select"
-    _refuse_unknown_offers(offers)
+    _refuse_unknown_arguments(score_args)
     check_unit(unit, kind)
     if held: _refuse_lower_than_held(ws, sparsity, held)
     gen = generator(gen, next(iter(ws.values())).device)
     gone = {n: ~held[n].to(w.device) for n, w in ws.items()} if held else {}
     added = absolute_sigma(_filled(ws, gone, 0), sparsity, sigma, unit) if unit else sigma
     noisy = _filled(perturb(ws, added, gen, kind), gone, 0)
-    scores = score_with(score, noisy, gen=lambda: gen, **offers)
+    scores = score_with(score, noisy, gen=lambda: gen, **score_args)
     return allocation(_filled(scores, gone, -torch.inf), sparsity), noisy
 
 def _filled(tensors, gone, value):
