@@ -1,4 +1,4 @@
-"""Add random numbers to a trained network, and *then* remove the small weights. Sometimes that is far better than removing them at once. Here is when, and why.
+"""Add random numbers to a trained network, and *then* remove the small weights. Sometimes that is far better than removing them without noise. Here is when, and why.
 
 Docs: https://prunelab.github.io/prunelab/stochastic.html.md"""
 
