@@ -2,7 +2,8 @@
 # Both start from nothing but make, Python >= 3.11 and a package registry.
 PYTHON ?= python3
 BIN    := .venv/bin
-# Two stamps for one .venv: what the demo needs, and the same with all that tests, pages, website and releases need
+# Two stamps for one .venv: what the demo needs, and the same with all that tests, pages, website and releases need.
+# --no-compile: Python itself writes the bytecode of what is imported, which is a part of what is installed.
 USE    := .venv/installed
 DEV    := .venv/installed-dev
 RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning
@@ -39,10 +40,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "prunelab needs Python 3.11 or newer, this is %s: make PYTHON=python3.12" % sys.version.split()[0]'
 	$(PYTHON) -m venv .venv
 $(USE): settings.ini pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q -e .
+	$(BIN)/python -m pip install -q --no-compile -e .
 	@touch $@
 $(DEV): settings.ini pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile -e '.[dev]'
 	@touch $(USE) $@
 
 # Not `config: $(DEV)`: that would first install what the old pyproject.toml asks for

@@ -2,6 +2,7 @@
 import json, os, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest, torch
+import tests.elsewhere.__main__
 from tests.elsewhere import table
 from tests.elsewhere.__main__ import environment, every, once, results, run_all, threads
 from tests.elsewhere.machine.another_machine import change_weight_, round_otherwise_
@@ -111,13 +112,25 @@ torch.manual_seed(0)
 weight = nn.Linear(4, 3).weight.data
 torch.manual_seed(0)"""
 
+def rows_of(tmp_path):
+    "Two pages that are there and one that isn't, with gaps and a failure"
+    for name in 'ab': page(tmp_path/f'{name}.ipynb', '1')
+    a, b, gone = (str(tmp_path/f'{name}.ipynb') for name in ('a', 'b', 'gone'))
+    said = 'assert x → AssertionError: a | b'
+    return {a: ('2.14.1', {1: None, 2: said, 3: None}), b: ('2.15.0', {1: None}), gone: ('2.10.0', {1: None})}
+
 def test_pages_that_fail_are_named_and_the_table_is_written(tmp_path):
-    "A page that knows its weights holds on this machine and fails elsewhere; one that draws them twice holds"
+    """A page that knows its weights holds on this machine and fails elsewhere; one that draws them twice holds
+
+    Rows of other pages stay."""
     known, drawn = 'torch.empty(3, 4).uniform_(-.5, .5)', 'nn.Linear(4, 3).weight.data'
     fragile = page(tmp_path/'fragile.ipynb', START, f'test_eq(weight, {known})')
     sound = page(tmp_path/'sound.ipynb', START, f'test_eq(weight, {drawn})')
     [(_, _, failure, _)] = results({None: [fragile]}, 600)
     assert failure is None    # on this machine
+    others = rows_of(tmp_path)
+    *there, _ = others
+    table.write(tmp_path/'table.md', {**others, str(sound): ('2.10.0', {1: None, 3: None})})
     res = elsewhere(f'{fragile} {sound}', '--machines', 2, '--table-file', tmp_path/'table.md')
     written = (tmp_path/'table.md').read_text()
     assert res.returncode == 1, res.stderr
@@ -127,13 +140,9 @@ def test_pages_that_fail_are_named_and_the_table_is_written(tmp_path):
     for text in (res.stdout, written):
         assert f'| {fragile} | {version} | **fails** | **fails** |' in text
         assert f'| {sound} | {version} | holds | holds |' in text
-
-def rows_of(tmp_path):
-    "Two pages that are there and one that isn't, with gaps and a failure"
-    for name in 'ab': page(tmp_path/f'{name}.ipynb', '1')
-    a, b, gone = (str(tmp_path/f'{name}.ipynb') for name in ('a', 'b', 'gone'))
-    said = 'assert x → AssertionError: a | b'
-    return {a: ('2.14.1', {1: None, 2: said, 3: None}), b: ('2.15.0', {1: None}), gone: ('2.10.0', {1: None})}
+    found = table.read(tmp_path/'table.md')
+    assert {name: found[name] for name in there} == {name: others[name] for name in there}
+    assert found[str(sound)] == (version, {1: None, 2: None})    # nothing about a machine that it wasn't run on
 
 def test_a_table_is_read_as_it_was_written(tmp_path):
     rows = rows_of(tmp_path)
@@ -144,25 +153,16 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     assert table.read(tmp_path/'table.md') == {name: rows[name] for name in there}      # without the last
     assert table.read(tmp_path/'none.md') == {}
 
-def test_rows_of_other_pages_stay(tmp_path):
-    "… and a page that ran on fewer machines than before says nothing about the others"
-    rows, file = rows_of(tmp_path), tmp_path/'table.md'
-    table.write(file, rows)
-    a, b, gone = rows
-    res = elsewhere(a, '--machines', 1, '--table-file', file)
-    assert res.returncode == 0, res.stdout
-    version = torch.__version__.partition('+')[0]
-    assert table.read(file) == {a: (version, {1: None}), b: rows[b]}
-
-def test_a_killed_run_keeps_what_it_had(tmp_path, capsys):
+def test_a_killed_run_keeps_what_it_had(capsys, monkeypatch):
     "Results are said and kept one by one"
-    first, second = (page(tmp_path/f'{name}.ipynb', '1') for name in ('first', 'second'))
-    kept = []
+    pages, kept = [ROOT/'first.ipynb', ROOT/'second.ipynb'], []
+    ended = ((page, machine, None, 1.) for machine in (1, 2) for page in pages)
+    monkeypatch.setattr(tests.elsewhere.__main__, 'results', lambda plan, limit: ended)
     def keep(found):
         kept.append({name: dict(row) for name, (_, row) in found.items()})
         if len(kept) == 2: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): run_all(every([first, second], 2), 600, keep)
-    assert [sum(map(len, found.values())) for found in kept] == [1, 2]
+    with pytest.raises(KeyboardInterrupt): run_all(every(pages, 2), 600, keep)
+    assert kept == [{'first.ipynb': {1: None}}, {'first.ipynb': {1: None}, 'second.ipynb': {1: None}}]
     assert capsys.readouterr().out.count('machine 1: ') == 2
 
 def test_each_page_once():
