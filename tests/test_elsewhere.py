@@ -120,7 +120,7 @@ def rows_of(tmp_path):
     return {a: ('2.14.1', {1: None, 2: said, 3: None}), b: ('2.15.0', {1: None}), gone: ('2.10.0', {1: None})}
 
 def test_pages_that_fail_are_named_and_the_table_is_written(tmp_path):
-    """A page that knows its weights holds on this machine and fails elsewhere; one that draws them twice holds
+    """A page that knows its weights holds here and fails elsewhere; one that draws them twice holds
 
     Rows of other pages stay."""
     known, drawn = 'torch.empty(3, 4).uniform_(-.5, .5)', 'nn.Linear(4, 3).weight.data'
@@ -142,7 +142,7 @@ def test_pages_that_fail_are_named_and_the_table_is_written(tmp_path):
         assert f'| {sound} | {version} | holds | holds |' in text
     found = table.read(tmp_path/'table.md')
     assert {name: found[name] for name in there} == {name: others[name] for name in there}
-    assert found[str(sound)] == (version, {1: None, 2: None})    # nothing about a machine that it wasn't run on
+    assert found[str(sound)] == (version, {1: None, 2: None})      # nothing of other machines
 
 def test_a_table_is_read_as_it_was_written(tmp_path):
     rows = rows_of(tmp_path)
