@@ -5,7 +5,7 @@ import pytest
 import torch
 from prunelab.core import weights
 from prunelab.lab.engine import collect, commit, connected, experiments, measure_unit, overview, run, run_on
-from prunelab.lab.engine import train_network
+from prunelab.lab.engine import submit, train_network
 from prunelab.lab.experiment import Experiment, done, pending, read, rows
 from prunelab.lab.training import Recipe, dense, fingerprint
 
@@ -183,6 +183,13 @@ def test_the_command_on_a_cluster():
     name = next(e.name for e in experiments() if e.recipe.network == 'lenet300')
     out = command('--tiny', '--only', name, '--workers', '1')
     assert out.returncode == 0 and '[1/1]' in out.stdout, out.stdout + out.stderr
+
+def test_units_that_need_a_gpu_are_refused_where_no_worker_offers_one():
+    "Rather than to wait for one without a word"
+    class Client:
+        def scheduler_info(self, n_workers): return {'workers': {'a': {'resources': {}}}}
+    unit = next((e, 0) for e in experiments() if e.gpu)
+    with pytest.raises(ValueError, match='no worker offers one'): submit(Client(), [unit])
 
 def test_names_are_unique(): assert len({e.name for e in experiments()}) == len(experiments())
 

@@ -189,8 +189,13 @@ def submit(
     cache=None, # See `measure_unit`
     device=None, # Likewise
 ) -> dict: # {future of a row: (experiment, seed)}
-    "Hand all units to a cluster; what is too long for a CPU asks for a worker with a GPU"
+    """Hand all units to a cluster; what is too long for a CPU asks for a worker with a GPU
+
+    `ValueError` if no worker offers one: Dask would wait for it without a word."""
     long = {(e.recipe, seed) for e, seed in units if e.gpu and device != 'cpu'}
+    if long and not _has_gpu(client):
+        raise ValueError('some of these units need a GPU, and no worker offers one: start workers with '
+                         "`--resources GPU=1`, leave these units out, or insist with device='cpu'")
     call = uuid4().hex[:8]        # what was cancelled a moment ago can't be asked for again by the same key
     networks, futures = {}, {}
     for e, seed in units:
@@ -203,6 +208,10 @@ def submit(
                              key=f'unit-{unit_id(e, seed)}-{call}', **how)
         futures[unit] = e, seed
     return futures
+
+def _has_gpu(client):
+    "Does any worker offer a GPU?"
+    return any('GPU' in w['resources'] for w in client.scheduler_info(n_workers=-1)['workers'].values())
 
 # %% ../../nbs/lab/50_engine.ipynb #eng00039
 def collect(
@@ -301,10 +310,6 @@ def _without_gpu_units(units):
     if waiting:
         print(f'no GPU here, so {len(waiting)} experiments wait (--device cpu insists): {waiting}')
     return [(e, seed) for e, seed in units if not e.gpu]
-
-def _has_gpu(client):
-    "Does any worker offer a GPU?"
-    return any('GPU' in w['resources'] for w in client.scheduler_info(n_workers=-1)['workers'].values())
 
 def _say(line): print(line, flush=True)
 
