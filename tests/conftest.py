@@ -94,7 +94,7 @@ def run_page(page, place, instead):
     known = {'__name__': 'page'}
     cells = [c.source for c in nbformat.read(page, 4).cells[1:] if c.cell_type == 'code']
     assert sum(place in source for source in cells) == 1
-    with chdir(page.parent):
+    with chdir(page.parent), plt.rc_context():
         for source in cells:
             if 'nbdev_export' in source: continue
             exec(compile(source.replace(place, instead), f'{page.name}: {source[:60]!r}', 'exec'), known)

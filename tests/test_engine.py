@@ -112,7 +112,15 @@ def on(client, es, folder, said=None, **kwargs):
 def facts(row): return row['seed'], row['identity'], row['result'], row['dense']['sha256']
 def facts_of(folder): return sorted((facts(r) for r in read(folder/'rows/toy.jsonl')), key=str)
 
-def test_two_workers_of_which_one_is_killed(client, tmp_path, monkeypatch):
+@pytest.fixture
+def one_thread():
+    "As Dask's workers have, since other sums round otherwise"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+def test_two_workers_of_which_one_is_killed(client, one_thread, tmp_path):
     "The rows of one process, each once; a failure is reported, and progress is shown"
     mark, said = tmp_path/'died', []
     es = [experiment(die_once, 'toy/a', {'mark': str(mark)}, seeds=(0, 1)),

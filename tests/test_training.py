@@ -295,7 +295,8 @@ fit(learner(TINY, 5, 'cpu'), 3, .02, pruner=PRUNERS[kind](), state=state, say=sa
 
 def killed_after_an_epoch(kind, state):
     "A training in a process of its own that ends by SIGKILL, in the pause after its first epoch"
-    env = {**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads()), 'PYTHONPATH': str(ROOT)}
+    threads = str(torch.get_num_threads())          # Dask's nanny leaves numbers of its own in os.environ
+    env = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads, 'PYTHONPATH': str(ROOT)}
     command = [sys.executable, '-W', 'ignore', '-c', KILLED, kind, str(state)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env) as p:
         assert 'epoch 1 of 3' in p.stdout.readline()
