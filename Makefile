@@ -16,11 +16,8 @@ demo: $(USE)             ## train on digits, prune with every method, print the 
 
 test: $(DEV)             ## generated files agree with their sources, every notebook runs, every test passes
 	$(RUN) OMP_NUM_THREADS=1 pytest -q -n logical --maxprocesses 4 tests/test_project.py
-# Tests often wait (for a browser, another process, the disk); pages compute in that time, and are printed afterwards
-	@log=$$(mktemp); \
-	$(RUN) OMP_NUM_THREADS=1 nice -n 5 python -m tests.elsewhere --each-once >$$log 2>&1 & pages=$$!; \
-	$(RUN) OMP_NUM_THREADS=1 pytest -q -n logical --maxprocesses 4 --dist loadfile tests --ignore tests/test_project.py; \
-	tests=$$?; wait $$pages; pages=$$?; cat $$log; rm -f $$log; exit $$((tests | pages))
+	$(RUN) OMP_NUM_THREADS=1 python -m tests.elsewhere --each-once
+	$(RUN) OMP_NUM_THREADS=1 pytest -q -n logical --maxprocesses 4 --dist loadfile tests --ignore tests/test_project.py
 
 test-lowest:             ## the same with the lowest versions that settings.ini allows, in .venv-lowest
 	$(PYTHON) -m venv .venv-lowest
