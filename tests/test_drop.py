@@ -399,7 +399,7 @@ def test_two_runs_agree_and_a_seed_matters(new_learner):
     assert same(found[0][0], found[1][0]) and found[0][1].equals(found[1][1])
     assert not same(found[0][0], found[2][0])
 
-@pytest.mark.parametrize('kwargs', [dict(away=1), dict(back=0)], ids=['back', 'away'])
+@pytest.mark.parametrize('kwargs', [dict(away=1), dict(away=.5, back=0)], ids=['back', 'away'])
 def test_each_draw_depends_on_the_seed_and_the_step(new_learner, kwargs):
     moves = []
     for seed in (1, 2):
