@@ -11,6 +11,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
 from torch.nn import functional as F
+from prunelab import pareto
 from prunelab.allocation import global_
 from prunelab.callbacks import PruneCB
 from prunelab.core import seeded, weights
@@ -519,6 +520,16 @@ def test_a_search_goes_on_where_it_was_killed(small, tmp_path):
     first = search(small, trials=2, state=tmp_path/'state')
     assert first['trials'] == 2 and search(small, trials=4, state=tmp_path/'state')['trials'] == 4
     assert search(small, trials=4)['front'] == search(small, trials=4, state=tmp_path/'state')['front']
+
+def test_a_trial_that_was_killed_is_not_counted(small, tmp_path, monkeypatch):
+    calls, measure = [], pareto.measure
+    def killed_once(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2: raise KeyboardInterrupt
+        return measure(*args, **kwargs)
+    monkeypatch.setattr(pareto, 'measure', killed_once)
+    with pytest.raises(KeyboardInterrupt): search(small, state=tmp_path/'state')
+    assert search(small, state=tmp_path/'state')['trials'] == 3
 
 def test_samplers_and_objectives_are_data(small):
     sampler = measures.build_sampler({'name': 'NSGA-II', 'population': 7})

@@ -615,4 +615,5 @@ def searched(
     n = {'valid': sum(len(y) for _, y in valid), 'test': sum(len(y) for _, y in test)}
     for column in ('valid', 'valid_det', 'test', 'test_det'):
         found[column] = (found[column]*n[column.partition('_')[0]]).round().astype(int)
-    return {'n': n, 'trials': len(study.trials), 'front': found.to_dict('list')}
+    finished = study.get_trials(states=(load_optuna().trial.TrialState.COMPLETE,))     # not those that were killed
+    return {'n': n, 'trials': len(finished), 'front': found.to_dict('list')}
