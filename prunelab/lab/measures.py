@@ -615,5 +615,6 @@ def searched(
     n = {'valid': sum(len(y) for _, y in valid), 'test': sum(len(y) for _, y in test)}
     for column in ('valid', 'valid_det', 'test', 'test_det'):
         found[column] = (found[column]*n[column.partition('_')[0]]).round().astype(int)
-    finished = study.get_trials(states=(load_optuna().trial.TrialState.COMPLETE,))     # not those that were killed
+    complete = load_optuna().trial.TrialState.COMPLETE
+    finished = study.get_trials(states=(complete,))     # not those that were killed
     return {'n': n, 'trials': len(finished), 'front': found.to_dict('list')}
