@@ -6,7 +6,7 @@ from prunelab.lab.drop import ARMS
 from prunelab.lab.experiment import rehearsal
 from prunelab.lab.extreme import RULES
 from prunelab.lab.head_to_head import (
-    COMBINED, EXPERIMENTS, GRID, GRIDS, PEERS, PRIMARY, RESNET20, SEARCHES, TUNED, arm, by_fasterai,
+    COMBINED, EXPERIMENTS, GRID, GRIDS, PEERS, PRIMARY, RATE, RESNET20, SEARCHES, TUNED, arm, by_fasterai,
     drawn, filled, noisy, tuned)
 from prunelab.lab.training import dense
 from .rehearse import check_block, distinct, rehearse
@@ -127,3 +127,15 @@ def test_a_search_repeats_itself(cache):
     e = rehearsal(SEARCHES[0])
     net = dense(e.recipe, 0, cache, 'cpu')
     assert tuned(net, 0, **e.params) == tuned(net, 0, **e.params)
+
+def test_a_trial_that_cannot_be_built_counts_and_loses(cache):
+    "Chances near 0 don't arrive at the sparsity, and drop pruning refuses them"
+    e = next(rehearsal(e) for e in SEARCHES if 'tuned drop at' in e.name)
+    net = dense(e.recipe, 0, cache, 'cpu')
+    def search(least, most, trials):
+        ranges = {'away': ['float', least, most], **RATE}
+        return tuned(net, 0, **{**e.params, 'ranges': ranges, 'trials': trials})
+    r = search(.1, .35, 6)
+    refused = [t['values'] for t in r['trials'] if t['right'] is None]
+    assert len(r['trials']) == 6 and 0 < len(refused) < 6 and r['chosen'] not in refused
+    with pytest.raises(RuntimeError, match='none of the 2 trials'): search(.01, .02, 2)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 from ..core import weights
-from .arms import counted, trained
+from .arms import counted, make_pruner, target_sparsity, trained
 from .drop import ARMS, DENSE300, GRADUAL
 from .evidence import Arm, compared, missing, one_dense, tallies
 from .experiment import Experiment
@@ -246,20 +246,24 @@ def tuned(
     trials:int, # How many
 ) -> dict: # trials: values and right validation answers; chosen: values; after, sparsity, kept: of the chosen
     "The trial that is best on validation images, and what it gets right on test images"
-    optuna = load_optuna()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    results = []
+    optuna, ws = load_optuna(), weights(net.learn.model, exclude)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    seen, results = [], []
     def right(trial):
         values = drawn(trial, ranges)
         spec = filled(pruner, {path: v for path, v in values.items() if path != 'lr'})
+        seen.append({'values': values, 'right': None})
+        try: make_pruner(spec, target_sparsity(sparsity, ws, seed), ws, seed, exclude)
+        except ValueError as e: raise optuna.TrialPruned(str(e)) from e      # it counts, and it loses
         result = trained(net, seed, spec, sparsity, exclude, epochs, values['lr'])
-        results.append((values, result))
-        return result['after']['valid']['right']
+        seen[-1]['right'] = result['after']['valid']['right']
+        results.append((seen[-1], result))
+        return seen[-1]['right']
     study = optuna.create_study(direction='maximize', sampler=optuna.samplers.TPESampler(seed=seed))
     study.optimize(right, trials)
-    seen = [{'values': values, 'right': r['after']['valid']['right']} for values, r in results]
-    values, best = max(results, key=lambda pair: pair[1]['after']['valid']['right'])
-    return {**best, 'trials': seen, 'chosen': values}
+    if not results: raise RuntimeError(f'none of the {trials} trials could be built')
+    chosen, best = max(results, key=lambda pair: pair[0]['right'])
+    return {**best, 'trials': seen, 'chosen': chosen['values']}
 
 # %% ../../nbs/lab/34_head_to_head.ipynb #h2htun09
 def searches(
