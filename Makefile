@@ -3,12 +3,9 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 # Two stamps for one .venv: what the demo needs, and the same with all that tests, pages, website and releases need.
-# uv takes a third of pip's time; where only pip knows the way to the registry, pip does it.
 # --no-compile: Python itself writes the bytecode of what is imported, which is a part of what is installed.
 USE    := .venv/installed
 DEV    := .venv/installed-dev
-with_uv  = $(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python -e '$(1)'
-with_pip = $(BIN)/python -m pip install -q --no-compile -e '$(1)'
 RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore::FutureWarning,ignore::DeprecationWarning
 
 .PHONY: demo test test-lowest soak catalogue elsewhere peers install config export nbs readme docs docs-serve lint style hooks dist bench clean
@@ -40,10 +37,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "prunelab needs Python 3.11 or newer, this is %s: make PYTHON=python3.12" % sys.version.split()[0]'
 	$(PYTHON) -m venv .venv
 $(USE): settings.ini pyproject.toml | $(BIN)/python
-	$(call with_uv,.) || $(call with_pip,.)
+	$(BIN)/python -m pip install -q --no-compile -e .
 	@touch $@
 $(DEV): settings.ini pyproject.toml | $(BIN)/python
-	$(call with_uv,.[dev]) || $(call with_pip,.[dev])
+	$(BIN)/python -m pip install -q --no-compile -e '.[dev]'
 	@touch $(USE) $@
 
 # Not `config: $(DEV)`: that would first install what the old pyproject.toml asks for

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 from ..core import weights
-from .arms import counted, make_pruner, target_sparsity, trained
+from .arms import counted, make_pruner, trained
 from .drop import ARMS, DENSE300, GRADUAL
 from .evidence import Arm, compared, missing, one_dense, tallies
 from .experiment import Experiment
@@ -253,15 +253,17 @@ def tuned(
         values = drawn(trial, ranges)
         spec = filled(pruner, {path: v for path, v in values.items() if path != 'lr'})
         seen.append({'values': values, 'right': None})
-        try: make_pruner(spec, target_sparsity(sparsity, ws, seed), ws, seed, exclude)
-        except ValueError as e: raise optuna.TrialPruned(str(e)) from e      # it counts, and it loses
+        try: make_pruner(spec, sparsity, ws, seed, exclude)
+        except ValueError as e:                              # it counts, and it loses
+            seen[-1]['refused'] = str(e)
+            raise optuna.TrialPruned(str(e)) from e
         result = trained(net, seed, spec, sparsity, exclude, epochs, values['lr'])
         seen[-1]['right'] = result['after']['valid']['right']
         results.append((seen[-1], result))
         return seen[-1]['right']
     study = optuna.create_study(direction='maximize', sampler=optuna.samplers.TPESampler(seed=seed))
     study.optimize(right, trials)
-    if not results: raise RuntimeError(f'none of the {trials} trials could be built')
+    if not results: raise RuntimeError(f'none of the {trials} trials could be built: {seen}')
     chosen, best = max(results, key=lambda pair: pair[0]['right'])
     return {**best, 'trials': seen, 'chosen': chosen['values']}
 
