@@ -16,7 +16,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import Learner     # with fit_one_cycle
+import fastai.callback.schedule    # fit_one_cycle
+from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD
 from fastcore.script import call_parse
@@ -26,6 +27,7 @@ from ..callbacks import PruneCB
 from ..core import weights, seeded
 from ..plotting import house_style, DENSE, COLORS
 from .data import get_dls
+from .training import QuickLearner
 from ..drop import DropPruning
 from ..extreme import ExtremeValuePruning
 from ..allocation import uniform
@@ -39,7 +41,7 @@ from ..stochastic import StochasticPruning
 def _learner(model, seed):
     "A silent `Learner` for digits"
     dls = get_dls('digits', bs=64, seed=seed)
-    learn = Learner(dls, model, opt_func=partial(SGD, mom=.9), metrics=accuracy, wd=5e-3)
+    learn = QuickLearner(dls, model, opt_func=partial(SGD, mom=.9), metrics=accuracy, wd=5e-3)
     learn.remove_cb(ProgressCallback)
     return learn
 
