@@ -14,10 +14,9 @@ RUN    := env -u PYTHONPATH PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONWARNINGS=ignore
 demo: $(USE)             ## train on digits, prune with every method, print the table, save the figure
 	@$(RUN) python -m prunelab.lab.demo
 
-test: $(DEV)             ## generated files agree with their sources, every notebook runs, every test passes
-	$(RUN) OMP_NUM_THREADS=1 pytest -q -n logical --maxprocesses 4 tests/test_project.py
+test: $(DEV)             ## generated files agree with their sources, every test passes, every notebook runs
+	$(RUN) OMP_NUM_THREADS=1 pytest -q -n logical --maxprocesses 4 --dist loadfile tests
 	$(RUN) OMP_NUM_THREADS=1 python -m tests.elsewhere --each-once
-	$(RUN) OMP_NUM_THREADS=1 pytest -q -n logical --maxprocesses 4 --dist loadfile tests --ignore tests/test_project.py
 
 test-lowest:             ## the same with the lowest versions that settings.ini allows, in .venv-lowest
 	$(PYTHON) -m venv .venv-lowest
