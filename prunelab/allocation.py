@@ -67,8 +67,8 @@ def proportional(
     capacity = [int((s != -torch.inf).sum()) for s in scores.values()]
     k = kept(sum(size), sparsity)
     if sum(capacity) < k: capacity = size
-    ks = largest_remainder(fill(k, proportions, capacity))
-    return {n: keep_top({n: s}, k)[n] for (n, s), k in zip(scores.items(), ks)}
+    shares = largest_remainder(fill(k, proportions, capacity))
+    return {n: keep_top({n: s}, share)[n] for (n, s), share in zip(scores.items(), shares)}
 
 # %% ../nbs/04b_allocation.ipynb #a110c014
 def uniform(
@@ -136,14 +136,14 @@ def open_range(
     k:int, # How many weights stay, at least 1 and at most as many as are in the bins
 ) -> dict: # {name: (low, high)}: sizes above `high` stay, those up to `low` go, those between are open
     "Between which sizes of each layer LAMP's boundary runs"
-    lowest, highest = (torch.cat(b) for b in zip(*(layer.bounds for layer in bins.values())))
+    all_lowest, all_highest = (torch.cat(b) for b in zip(*(layer.bounds for layer in bins.values())))
     n = torch.cat([layer.n for layer in bins.values()])
-    at_least, at_most = _kth(lowest, n, k), _kth(highest, n, k)     # the k-th largest score is between them
+    at_least, at_most = _kth(all_lowest, n, k), _kth(all_highest, n, k)    # the k-th largest is between
     ranges = {}
     for name, layer in bins.items():
         lowest, highest = layer.bounds
-        lost, not_safe = highest < at_least, lowest <= at_most
-        ranges[name] = _largest(layer.high[lost]), _largest(layer.high[not_safe])
+        surely_goes, may_go = highest < at_least, lowest <= at_most         # what surely goes also may
+        ranges[name] = _largest(layer.high[surely_goes]), _largest(layer.high[may_go])
     return ranges
 
 # %% ../nbs/04b_allocation.ipynb #a110c031
@@ -157,7 +157,7 @@ def lamp(
     bins = {n: size_bins(s) for n, s in sizes.items()}
     _refuse_no_sizes(bins)
     alive = sum(int(b.n.sum()) for b in bins.values())
-    if not 0 < k < alive:                                               # none, or all, and the first of −inf
+    if not 0 < k < alive:                # nothing stays, or all that has a size, and the first of the others
         return keep_top({n: (s > -torch.inf).float() for n, s in sizes.items()}, k)
     masks, places, shares = {}, {}, {}
     for n, (low, high) in open_range(bins, k).items():

@@ -16,7 +16,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastcore.basics import patch
@@ -24,17 +23,18 @@ from fastcore.basics import patch
 from .allocation import global_
 from .core import exclusions, generator, inner_model, seeded, weights
 from .plotting import OURS
-from .hold import HoldMasks, holder_of, in_lr_find
+from .hold import HoldMasks, Removable, holder_of, in_lr_find
 from .masks import empty_layers, kept, sparsity, warn_of_empty
 from .processes import gathered, of_first, place
 from .schedules import Schedule, one_shot
 from .scores import magnitude, score_with
 
 # %% ../nbs/06_callbacks.ipynb #73ac9a7f
-class PruneCB(Callback):
+class PruneCB(Removable):
     "Prunes while a `Learner` trains: `propose` makes the masks, `schedule` says when, `HoldMasks` keeps them"
     order = 65                          # after the holder (55)
     run_valid = False                   # batches of validation are none of its business
+    is_pruner = True                    # the holder asks for it
 
     def __init__(self,
         sparsity:float, # Target: fraction removed of weights not excluded, in [0,1); None: `propose` finds it
@@ -81,6 +81,7 @@ def learn(self:PruneCB): return self.__dict__.get('_learn')
 
 @patch(set_prop=True)
 def learn(self:PruneCB, learn):
+    "fastai assigns it when a callback comes and goes: here the pruner finds its weights and its holder"
     if learn is not None: self.attach(learn)
     self.__dict__['_learn'] = learn
 
@@ -266,7 +267,7 @@ def finished(self:PruneCB) -> bool:
 @patch
 def before_train(self:PruneCB):
     for other in self.holder.pruners():
-        if isinstance(other, PruneCB): self._refuse_contradiction(other)
+        if other is not self: self._refuse_contradiction(other)
 
 @patch
 def _refuse_contradiction(self:PruneCB, other):
@@ -343,7 +344,7 @@ def prune(self:Learner,
         raise ValueError(f'{sorted(kwargs)} belong to the callback: give them to {type(what).__name__}(...)')
     cb = what if isinstance(what, PruneCB) else PruneCB(what, **kwargs)
     guest = cb not in self.cbs
-    cb.learn = self
+    cb.learn = self                     # brings the holder, too
     try: cb.prune_at(1.)
     finally:
         if guest: cb.learn = None

@@ -229,10 +229,11 @@ def to_sparse_cpu(
         raise ValueError(f'{n} is {p.dtype} on {p.device}: sparse layers need float32 or float64 on the CPU, '
                          'call model.cpu().float() first')
     linear = [m for m in model.modules() if type(m) is nn.Linear]       # a subclass may do something else
-    zeros = {m: (m.weight == 0).float().mean().item() for m in linear}
-    chosen = [m for m, share in zeros.items() if share >= at]
+    zeros = {m: int((m.weight == 0).sum()) for m in linear}
+    chosen = [m for m, n in zeros.items() if n >= round(at*m.weight.numel())]     # as a pruner rounds
     if chosen:
         copies = {id(m): SparseLinear(m) for m in chosen}
         return copy.deepcopy(model, copies).eval()          # takes these as the copies of the chosen ones
+    sparsest = max((n/m.weight.numel() for m, n in zeros.items()), default=0)
     raise ValueError(f'none of {len(zeros)} nn.Linear is at least {at:.0%} zeros, the sparsest has '
-                     f'{max(zeros.values(), default=0):.1%}: prune further, or lower `at`')
+                     f'{sparsest:.1%}: prune further, or lower `at`')

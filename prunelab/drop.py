@@ -102,7 +102,7 @@ def expected_size(
         def asked(c): return pool(c, n - c, goal, a, b)
         def chosen(c): return min(max(asked(c), 0), c)
         def mean_after(c): return c - a*chosen(c) + b*(n - c)
-        carry = mean_after(before + 1) - mean_after(before)         # g
+        carry = mean_after(before + 1) - mean_after(before)         # g: how much of a deviation survives
         variance = carry**2*variance + a*(1 - a)*chosen(before) + b*(1 - b)*(n - before)
         rows.append({'goal': goal, 'asked': asked(before), 'before': before, 'kept': mean_after(before),
                      'sd': variance**.5})
@@ -198,9 +198,10 @@ def propose(self:DropPruning, t):
     left = drop_away(scores, masks, u, away, self.new_generator(), self.allocation, self.exact)
     returned = drop_back(masks, back, self.new_generator(), self.exact)
     left = self.not_below_target(masks, left, returned)
-    left_at, returned_at = ({n: flatnonzero(m.flatten()) for n, m in d.items()} for d in (left, returned))
-    self.record_moves(masks, left_at, returned_at)
-    values = self.exchange_values(ws, left_at, returned_at)
+    left_places, returned_places = (
+        {n: flatnonzero(m.flatten()) for n, m in moved.items()} for moved in (left, returned))
+    self.record_moves(masks, left_places, returned_places)
+    values = self.exchange_values(ws, left_places, returned_places)
     if t == 1: self.store, self.returned_at = {}, {}            # nothing returns any more
     return {n: m ^ left[n] ^ returned[n] for n, m in masks.items()}, values
 
@@ -245,17 +246,17 @@ def begin_moves(self:DropPruning, ws):
 @patch
 def exchange_values(self:DropPruning,
     ws:dict, # {name: weight} before the step
-    left_at:dict, # {name: positions of those that leave}
-    returned_at:dict, # {name: positions of those that return}
+    left_places:dict, # {name: positions of those that leave}
+    returned_places:dict, # {name: positions of those that return}
 ) -> dict: # {name: tensor} for weights in which something returns; the masks then set the others to 0
     "Write down the values that leave, then read those that return"
     values = {}
     for n, stored in self.store.items():
         w = ws[n].detach().flatten()
-        if self.value == 'dropped': stored[left_at[n]] = w[left_at[n]]
-        if not len(returned_at[n]): continue
+        if self.value == 'dropped': stored[left_places[n]] = w[left_places[n]]
+        if not len(returned_places[n]): continue
         new = w.clone()
-        new[returned_at[n]] = stored[returned_at[n]]
+        new[returned_places[n]] = stored[returned_places[n]]
         values[n] = new.view(ws[n].shape)
     return values
 
@@ -273,14 +274,14 @@ class Moves:
 @patch
 def record_moves(self:DropPruning,
     masks:dict, # {name: bool mask} before the step
-    left_at:dict, # {name: positions of those that leave}
-    returned_at:dict, # {name: positions of those that return}
+    left_places:dict, # {name: positions of those that leave}
+    returned_places:dict, # {name: positions of those that return}
 ):
     "Count who moves, and cross off those who leave after a return, at the step where they returned"
     this = len(self.moves) + 1                                   # steps are numbered from 1; 0 is never
     moves = {}
     for n, m in masks.items():
-        last_return, left, returned = self.returned_at[n], left_at[n], returned_at[n]
+        last_return, left, returned = self.returned_at[n], left_places[n], returned_places[n]
         for step, k in enumerate(torch.bincount(last_return[left].long()).tolist()):
             if step: self.moves[step - 1][n].stayed -= k
         last_return[returned] = min(this, torch.iinfo(last_return.dtype).max)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from .core import eval_mode, seeded
+from .core import eval_mode, memory, recall, seeded
 
 # %% ../nbs/05c_evaluate.ipynb #05e00018
 def _names_of(model):
@@ -88,32 +88,18 @@ def metric_for(
     return negative_error if _is_one_of(loss, _NUMBER) else correct
 
 # %% ../nbs/05c_evaluate.ipynb #05e00053
-def _memory(model):
-    "{module: its attributes}, such as the hidden state of a recurrent layer"
-    return {m: _with_own_containers(vars(m)) for m in model.modules()}
-
-def _with_own_containers(d):
-    "What is put into a list, a dict or a set goes with it; a tensor that is changed in place doesn't"
-    return {k: v.copy() if type(v) in (list, dict, set) else v for k, v in d.items()}
-
-def _recall(memory):
-    "Give every module its attributes back"
-    for m, attributes in memory.items():
-        for k in vars(m).keys() - attributes.keys(): del vars(m)[k]
-        vars(m).update(_with_own_containers(attributes))
-
 class _Version:
     "A network with other tensors, and with a memory of its own from batch to batch"
-    def __init__(self, model, tensors, memory):
+    def __init__(self, model, tensors, known):
         buffers = dict(model.named_buffers(remove_duplicate=False))
         brought = {id(buffers[n]) for n in tensors if n in buffers}
         copies = {n: b.clone() for n, b in model.named_buffers() if id(b) not in brought}
-        self.model, self.tensors, self.memory = model, {**copies, **tensors}, memory
+        self.model, self.tensors, self.known = model, {**copies, **tensors}, known
 
     def __call__(self, xs, seed):
-        _recall(self.memory)
+        recall(self.known)
         with seeded(seed): out = functional_call(self.model, self.tensors, tuple(xs))
-        self.memory = _memory(self.model)
+        self.known = memory(self.model)
         return out
 
 # %% ../nbs/05c_evaluate.ipynb #300ea3bf
@@ -126,20 +112,17 @@ def _split(batch, device, n_inp):
 @torch.no_grad()
 def _one_pass(model, members, dl, metric, n_inp=None):
     "The metric's sum for each member, and over how many values, in one pass over `dl`"
-    device, before = next(model.parameters()).device, _memory(model)
+    device = next(model.parameters()).device
     totals, n = torch.zeros(len(members), dtype=torch.float64, device=device), 0
-    with eval_mode(model):
-        now = _memory(model)
-        versions = [_Version(model, member, now) for member in members]
-        try:
-            for seed, batch in enumerate(dl):
-                xs, ys = _split(batch, device, n_inp)
-                for i, version in enumerate(versions):
-                    values = metric(version(xs, seed), *ys)
-                    if not values.ndim: raise ValueError(_NOT_A_MEAN)
-                    totals[i] += values.sum(dtype=torch.float64)
-                n += values.numel()
-        finally: _recall(before)
+    with eval_mode(model), torch.autocast(device.type, enabled=False):
+        versions = [_Version(model, member, memory(model)) for member in members]
+        for seed, batch in enumerate(dl):
+            xs, ys = _split(batch, device, n_inp)
+            for i, version in enumerate(versions):
+                values = metric(version(xs, seed), *ys)
+                if not values.ndim: raise ValueError(_NOT_A_MEAN)
+                totals[i] += values.sum(dtype=torch.float64)
+            n += values.numel()
     return totals.cpu(), n
 
 _NOT_A_MEAN = "metric must return one value per example, not their mean: for a loss, reduction='none'"

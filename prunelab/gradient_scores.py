@@ -8,7 +8,7 @@ Docs: https://prunelab.github.io/prunelab/gradient_scores.html.md"""
 __all__ = ['evaluating', 'gradient', 'snip', 'grasp', 'synflow', 'iterated']
 
 # %% ../nbs/03b_gradient_scores.ipynb #61412528
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial, update_wrapper
 
 import torch
@@ -38,7 +38,7 @@ def _refuse_misfits(ws, model, batch):
         raise ValueError('batch is a pair (inputs, targets), each a tuple of tensors, such as ((x,), (y,))')
 
 class _Then(nn.Module):
-    "A network, and what is done with its output"
+    "A network, and what is done with its output while its tensors are still replaced"
     def __init__(self, model, then):
         super().__init__()
         self.model, self.then = model, then
@@ -52,7 +52,10 @@ def _substituted(
 ): # What `then` returns
     "Run the model with other tensors, which stay until `then` is over"
     inside = {f'model.{n}': t for n, t in tensors.items()}
-    with evaluating(model): return functional_call(_Then(model, then), inside, tuple(xs))
+    # cuDNN's recurrent layers have no backward pass in eval mode, and torch's own have one
+    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+    own = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
+    with evaluating(model), own: return functional_call(_Then(model, then), inside, tuple(xs))
 
 # %% ../nbs/03b_gradient_scores.ipynb #93ad0011
 def _mean_loss(loss_func, out, ys):
@@ -99,7 +102,11 @@ def snip(
 ) -> dict: # {name: |w·dL/dw|}, same shapes, float32
     "Importance is the effect on the loss, to first order: |w·∂L/∂w| (Lee, Ajanthan, Torr 2019)"
     gs = gradient(ws, model, batch, loss_func)
-    return {n: (ws[n].detach()*g).abs().float() for n, g in gs.items()}
+    return {n: _product(ws[n], g).abs() for n, g in gs.items()}
+
+def _product(w, g):
+    "w·g in float32; of halves too, where many products would be 0"
+    return (w.detach().float()*g.float() if w.itemsize < 4 else w.detach()*g).float()
 
 # %% ../nbs/03b_gradient_scores.ipynb #79aa1531
 def _hessian_product(leaves, gs):
@@ -117,7 +124,7 @@ def grasp(
     "Importance is what removal takes from the squared gradient norm: w·(Hg) (Wang, Zhang, Grosse 2020)"
     with sdpa_kernel(SDPBackend.MATH):          # fused attention has no second derivative
         Hg = _gradient(ws, model, batch, loss_func, create_graph=True, then=_hessian_product)
-    return {n: (ws[n].detach()*h).float() for n, h in Hg.items()}
+    return {n: _product(ws[n], h) for n, h in Hg.items()}
 
 # %% ../nbs/03b_gradient_scores.ipynb #66e2104c
 def _without_offset(n, t):
@@ -162,15 +169,15 @@ def _refuse_no_flow(R):
 def _rounds(score, allocation, sparsity, rounds, ws, **offers):
     "Prune in rounds; the scores say in which one a weight left"
     masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in ws.items()}
-    rounds_ago = {n: torch.zeros_like(w, dtype=torch.float32) for n, w in ws.items()}    # -1 left last
+    minus_rounds = {n: torch.zeros_like(w, dtype=torch.float32) for n, w in ws.items()}  # since it left
     def ask(): return score({n: w.detach().masked_fill(~masks[n], 0) for n, w in ws.items()}, **offers)
     for k in range(1, rounds):
         alive = {n: s.masked_fill(~masks[n], -torch.inf) for n, s in ask().items()}
         masks = allocation(alive, 1 - (1 - sparsity)**(k/rounds))
-        for n, m in masks.items(): rounds_ago[n] -= (~m).float()
+        for n, m in masks.items(): minus_rounds[n] -= (~m).float()
     scores = ask()
     lowest = min([0., *(s[masks[n]].min().item() for n, s in scores.items() if masks[n].any())])
-    return {n: torch.where(masks[n], s, lowest + rounds_ago[n]) for n, s in scores.items()}
+    return {n: torch.where(masks[n], s, lowest + minus_rounds[n]) for n, s in scores.items()}
 
 # %% ../nbs/03b_gradient_scores.ipynb #54c80238
 def iterated(
@@ -183,4 +190,5 @@ def iterated(
     if not 0 <= sparsity < 1:
         raise ValueError(f'sparsity is the fraction removed, at least 0 and below 1, got {sparsity}')
     if rounds < 1: raise ValueError(f'rounds is at least 1, got {rounds}')
+    # the wrapper has the signature of `score`, by which `score_with` sees what to offer
     return update_wrapper(partial(_rounds, score, allocation, sparsity, rounds), score)

@@ -110,15 +110,15 @@ def kth_largest(
     "Exact selection: one reading for half precision, two for float32, four for float64, and no sorting"
     dtype = _common_dtype(scores)
     first = 8*dtype.itemsize - 16                                # where the first digit begins
-    low = -BASE//2
+    rank, low = k, -BASE//2
     for shift in range(first, -1, -16):
         counts = digit_counts(scores, dtype, shift, low)
         if shift == first: _refuse_nan(scores, counts, dtype)
-        digit, k = _digit_of(counts, k)
-        i = low + digit                                          # all digits so far
-        low = i*BASE
-    # k has become the rank among those that equal the k-th largest: so many of them are wanted
-    return Threshold(from_ordered_int(i, dtype).item(), wanted=k, equal=int(counts[digit]))
+        digit, rank = _digit_of(counts, rank)                    # the rank among those with this digit
+        found = low + digit                                      # all digits so far
+        low = found*BASE
+    # in the end the rank is that among those that equal the k-th largest: so many of them are wanted
+    return Threshold(from_ordered_int(found, dtype).item(), wanted=rank, equal=int(counts[digit]))
 
 # %% ../nbs/04_masks.ipynb #a55968ba
 def _common_dtype(scores):

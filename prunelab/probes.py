@@ -113,9 +113,9 @@ def _forget(norms):
         m.train()
 
 def _norms_of(model):
-    "{BatchNorm layer with running statistics: its momentum}"
+    "BatchNorm layers with running statistics"
     kinds = nn.modules.batchnorm._BatchNorm
-    return {m: m.momentum for m in model.modules() if isinstance(m, kinds) and m.track_running_stats}
+    return [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
 
 @torch.no_grad()
 def recalibrate_bn(
@@ -127,11 +127,10 @@ def recalibrate_bn(
     if n_batches is not None and n_batches < 1:
         raise ValueError(f'n_batches is at least 1, or None for all, got {n_batches}')
     norms, some_batches = _norms_of(model), islice(_batches(model, dl), n_batches)
-    try:
-        with evaluating(model):
-            for i, (*xs, _) in enumerate(some_batches):
-                if i == 0: _forget(norms)        # not before there is a batch to learn from
-                model(*xs)
-    finally:
-        for m, momentum in norms.items(): m.momentum = momentum
+    with evaluating(model):
+        for i, (*xs, _) in enumerate(some_batches):
+            if i == 0: _forget(norms)            # not before there is a batch to learn from
+            model(*xs)
+        found = [(b, b.clone()) for m in norms for b in m.buffers()]
+    for b, estimate in found: b.copy_(estimate)      # behind the block, which puts back what was there before
     return model

@@ -220,12 +220,17 @@ def put_loaders(
 def model_state(
     learn:Learner,
 ) -> dict: # Data
-    "Parameters, buffers, gradients, and which parameters are frozen"
+    "Parameters, buffers, gradients, which parameters are frozen, and what the layers remember"
     params = dict(learn.model.named_parameters())
     grads = {n: p.grad for n, p in params.items() if p.grad is not None}
     return {'tensors': {n: t.detach() for n, t in [*params.items(), *learn.model.named_buffers()]},
             'grads': {n: g if g.any() else None for n, g in grads.items()},
-            'frozen': [n for n, p in params.items() if not p.requires_grad]}
+            'frozen': [n for n, p in params.items() if not p.requires_grad],
+            'memory': {n: _memory(m) for n, m in learn.model.named_modules()}}
+
+def _memory(module):
+    "Attributes that are data, such as a hidden state; what begins with _ belongs to torch"
+    return {k: v for k, v in vars(module).items() if not k.startswith('_') and is_data(v)}
 
 @torch.no_grad()
 def put_model(
@@ -241,6 +246,7 @@ def put_model(
         if n not in saved['grads']: continue
         p.grad = torch.zeros_like(p)
         if saved['grads'][n] is not None: p.grad.copy_(saved['grads'][n])
+    for n, m in learn.model.named_modules(): vars(m).update(saved['memory'][n])
 
 # %% ../nbs/09_resume.ipynb #e9500035
 def optimizer_state(
@@ -347,7 +353,7 @@ def put(
     for part, data in saved.items(): PARTS[part][1](learn, data)
 
 # %% ../nbs/09_resume.ipynb #e9500046
-FORMAT = {'format': 'prunelab-resume', 'version': '2'}
+FORMAT = {'format': 'prunelab-resume', 'version': '3'}
 
 def previous(
     path:Path, # A checkpoint
@@ -565,6 +571,7 @@ def _go_on(self:PruneCheckpoint):
     if getattr(progress, 'mbar', None): progress.mbar.update(0)     # a bar wants to begin at 0
 
     def replay(f, event, *args):
+        # without a batch the checkpoint was written behind its epoch, so that one is skipped as a whole
         if event == 'epoch' and (learn.epoch < epoch or batch is None):
             if learn.epoch == epoch: self._arrive()
             return

@@ -77,9 +77,11 @@ def sample_subset(
     total = sum(sizes)
     numbers = sample_exactly(total, round(q*total), gen) if exact else sample_indices(total, q, gen)
     ends = torch.tensor(sizes, device=gen.device).cumsum(0)
-    parts = numbers.tensor_split(torch.searchsorted(numbers, ends[:-1]).cpu())
+    cuts = torch.searchsorted(numbers, ends[:-1])               # where the numbers of each tensor end
+    parts = numbers.tensor_split(cuts.cpu())
     chosen = {}
     for (name, m), part, size, end in zip(eligible.items(), parts, sizes, ends.tolist()):
-        if len(part): part = flatnonzero(m.flatten())[part - (end - size)]
+        start = end - size
+        if len(part): part = flatnonzero(m.flatten())[part - start]
         chosen[name] = mask_at(part, m)
     return chosen

@@ -31,7 +31,8 @@ class Distribution:
         if not finite or not bool((self.scale > 0).all()):
             raise ValueError(f'parameters are finite and the scale is above 0, got {self}')
 
-    def __getitem__(self, i): return type(self)(**{name: v[i] for name, v in vars(self).items()})
+    def __getitem__(self, i):                               # by which Python goes through them, too
+        return type(self)(**{name: v[i] for name, v in vars(self).items()})
 
     def __repr__(self):
         said = [f'{name}={np.round(v.tolist(), 4)}' for name, v in vars(self).items()]
@@ -160,6 +161,7 @@ def l_moments(
     x = _sorted(x)
     n = x.shape[-1]
     # Excesses over the threshold; without one over the smallest value, so that a constant sample has width 0
+    # (a sum of one number, which an empty sample has, too)
     low = x[..., :1].sum(-1) if u is None else u.to(x.device)
     y = (x - low[..., None]).clamp_(min=0)
     m = torch.full_like(low, n) if u is None else (y > 0).sum(-1).double()

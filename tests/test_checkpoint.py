@@ -415,3 +415,11 @@ def test_cuda(tmp_path):
     load_sparse(save_sparse(net, tmp_path/'x', torch.float16), fresh)
     assert fresh[4].weight.is_cuda and torch.equal(fresh[4].weight, net[4].weight.half().float())
     with pytest.raises(ValueError, match='on cuda'): to_sparse_cpu(net)
+
+@pytest.mark.parametrize('at', [.7, .8, .9, .95])
+def test_exactly_as_many_zeros_are_enough(at):
+    layer = nn.Linear(100, 100)
+    with torch.no_grad(): layer.weight[:round(100*at)] = 0
+    assert isinstance(to_sparse_cpu(layer, at=at), SparseLinear)
+    with torch.no_grad(): layer.weight[0, 0] = 1
+    with pytest.raises(ValueError, match='none of 1'): to_sparse_cpu(layer, at=at)

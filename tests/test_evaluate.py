@@ -186,3 +186,10 @@ def test_a_used_up_loader_is_an_error(net, dl):
     assert len(evaluate_population(net, [{}, {}], iter(dl), chunk=2)) == 2      # one pass is enough for two
     with pytest.raises(ValueError, match='a generator does not'):
         evaluate_population(net, [{}, {}], iter(dl), chunk=1)
+
+def test_mixed_precision_is_off(net, dl):
+    "Inside of a fit with `to_fp16` a member is judged as outside of it"
+    def loss(out, y): return F.cross_entropy(out, y, reduction='none')
+    alone = evaluate_population(net, [{}], dl, loss)
+    with torch.autocast('cpu', torch.bfloat16): inside = evaluate_population(net, [{}], dl, loss)
+    assert torch.equal(alone, inside)

@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 from prunelab.lab.answers import tally
-from prunelab.lab.evidence import (Arm, Evidence, best_known, compared, entry, gather, missing,
-    old_difference, one_dense, pattern, percent, tallies)
+from prunelab.lab.evidence import (Arm, Evidence, compared, entry, gather, known_difference, missing,
+    one_dense, pattern, percent, tallies)
 from prunelab.lab.experiment import Experiment
 from prunelab.lab.training import Recipe
 
@@ -30,7 +30,6 @@ def evidence(rows_a, rows_b, other='d'):
     return Evidence({A.name: A, B.name: B}, rows)
 
 WHOLE = evidence({0: GOOD, 1: GOOD}, {0: POOR, 1: POOR})
-THEN = {0: (90, 100), 1: (92, 100)}, {0: (80, 100), 1: (84, 100)}
 
 def test_rows_count_by_identity_and_seed(tmp_path):
     changed = experiment('a at 1x, 8 epochs', protocol=1)
@@ -49,7 +48,7 @@ def test_the_difference_is_that_of_the_answers_and_its_sign_that_of_the_order():
 @pytest.mark.parametrize('a, b', [({0: GOOD}, {0: POOR, 1: POOR}), ({0: GOOD, 1: GOOD}, {}), ({}, {})])
 def test_half_of_the_seeds_is_no_comparison(a, b):
     found = evidence(a, b)
-    assert compared(found, *ARMS) is None and best_known(found, *ARMS) is None
+    assert compared(found, *ARMS) is None and known_difference(found, *ARMS) is None
     assert entry(found, *ARMS)['A − B, points'] == ''
 
 def test_two_dense_networks_are_not_compared():
@@ -58,24 +57,12 @@ def test_two_dense_networks_are_not_compared():
     with pytest.raises(ValueError, match='more than one dense network'): compared(mixed, *ARMS)
     line = entry(mixed, *ARMS)
     assert line['A − B, points'] == '' and 'more than one dense network' in line['rows']
-    assert 'more than one dense network' in entry(mixed, *ARMS, THEN)['rows']      # beside the earlier rows
-
-def test_earlier_rows_are_used_only_where_today_s_are_not_complete():
-    part = evidence({0: GOOD}, {0: POOR, 1: POOR})
-    assert entry(WHOLE, *ARMS, THEN)['rows'] == 'protocol 2'
-    line = entry(part, *ARMS, THEN)
-    assert line['rows'].startswith('protocol 1') and line['A − B, points'].startswith('+9.00')
-    assert best_known(part, *ARMS, THEN)[2] == 1 and best_known(WHOLE, *ARMS, THEN)[2] == 2
+    assert known_difference(mixed, *ARMS) is None
 
 def test_errors_turn_the_sign():
     assert entry(WHOLE, *ARMS, error=True)['A − B, points'].startswith('-50.00')
     assert entry(WHOLE, *ARMS, error=True)['A, %'] == '0.00 ± 0.00'
-    assert old_difference(THEN, error=True)[0].mean == -old_difference(THEN)[0].mean == -9
-
-def test_earlier_rows_need_two_seeds_of_both_and_the_same_images():
-    assert old_difference(({0: (9, 10)}, {0: (8, 10), 1: (8, 10)})) is None
-    other = {0: (8, 20), 1: (8, 20)}
-    with pytest.raises(ValueError, match='10, 20'): old_difference(({0: (9, 10), 1: (9, 10)}, other))
+    assert [known_difference(WHOLE, *ARMS, error=e)[0].mean for e in (True, False)] == [-50, 50]
 
 def test_the_command_measures_all_that_is_counted():
     part = evidence({0: GOOD}, {})

@@ -261,3 +261,34 @@ WRONG = {'unknown name, snip': (lambda net, b: snip(UNKNOWN, net, b, F.cross_ent
 def test_refused(net, batch, case):
     call, says = WRONG[case]
     with pytest.raises(ValueError, match=says): call(net, batch)
+
+@pytest.mark.parametrize('score', [snip, grasp])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_small_product_is_not_nothing(score, dtype):
+    "Weights and gradients that a half can hold, and their products, which it can't"
+    net = nn.Linear(4, 1, bias=False, dtype=dtype)
+    with torch.no_grad(): net.weight.fill_(2**-10)
+    x = torch.full((1, 4), 2**-10, dtype=dtype)
+    def loss(out, y): return (2**-6*out.double() + 2**10*out.double()**2).sum()
+    found = score(weights(net), net, ((x,), (x,)), loss)
+    assert (found['weight'] != 0).all() and found['weight'].dtype == torch.float32
+
+class Recurrent(nn.Module):
+    "Counts its calls, and writes down whether cuDNN was allowed"
+    def __init__(self, seen):
+        super().__init__()
+        self.rnn, self.head, self.calls, self.see = nn.GRU(4, 4), nn.Linear(4, 2), 0, seen.append
+    def forward(self, x):
+        self.calls += 1
+        self.see(torch.backends.cudnn.enabled)
+        return self.head(self.rnn(x)[0][-1])
+
+@pytest.mark.parametrize('score', [gradient, snip, grasp])
+def test_recurrent_layers_are_asked_without_cudnn_and_forget_it(device, score):
+    "cuDNN's recurrent layers have no backward pass in eval mode"
+    seen = []
+    with seeded(0): net = Recurrent(seen).to(device)
+    x, y = torch.randn(3, 8, 4, device=device), torch.randint(2, (8,), device=device)
+    score(weights(net), net, ((x,), (y,)), F.cross_entropy)
+    assert seen and not any(seen) and torch.backends.cudnn.enabled
+    assert net.calls == 0

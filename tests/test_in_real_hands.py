@@ -30,6 +30,7 @@ from prunelab.callbacks import PruneCB
 from prunelab.core import generator, seeded, weights
 from prunelab.evaluate import correct, evaluate_population, labels_right, metric_for, negative_error
 from prunelab.gradient_scores import gradient, grasp, iterated, snip, synflow
+from prunelab.hold import Removable
 from prunelab.masks import apply_, sparsity
 from prunelab.pareto import F2, front, search
 from prunelab.report import macs, table
@@ -768,3 +769,44 @@ def test_gradients_are_plain_tensors(new_learner):
                                    lambda learn: learn.prune(StochasticPruning(None, .1))])
 def test_no_sparsity_is_asked_for_by_name(new_learner, prune):
     with pytest.raises((ValueError, TypeError), match='sparsity'): prune(new_learner())
+
+# Callbacks that leave while fastai is calling
+
+EVENTS = ('before_epoch', 'before_train', 'before_batch', 'after_step', 'after_batch', 'after_train',
+          'before_validate', 'after_validate', 'after_epoch', 'after_fit')
+
+@pytest.mark.parametrize('order', [0, 57, 120])
+@pytest.mark.parametrize('event', EVENTS)
+def test_finalize_from_a_callback(new_learner, event, order):
+    "Before the holder's turn or after it, the fit goes on, and so does the next pruning"
+    class Ends(Callback):
+        over = False
+        def end(self):
+            holder = getattr(self.learn, 'hold_masks', None)
+            if self.over or not holder: return
+            holder.finalize()
+            self.over = True
+    Ends.order = order
+    setattr(Ends, event, Ends.end)
+    learn, ends = new_learner(), Ends()
+    learn.fit(2, .1, cbs=[PruneCB(.5, schedule=gradual(end=.5, n=3)), ends])
+    assert ends.over and not [c for c in learn.cbs if isinstance(c, Removable)]
+    learn.fit(1, .1, cbs=PruneCB(.5))
+    assert zeros(learn) == N//2
+
+def test_a_callback_that_knows_the_holder_is_no_pruner(new_learner):
+    class Mine(Callback):
+        def __init__(self, holder): self.holder = holder
+    learn, mine = new_learner(), Mine(None)
+    mine.holder = learn.prune(.5).holder
+    learn.add_cb(mine)
+    learn.fit(1, .1)
+    learn.hold_masks.finalize()
+    assert mine in learn.cbs
+
+def test_three_parameters_in_one_memory():
+    "The first and the last overlap, and the one in between lies inside of the first"
+    net, numbers = nn.Module(), torch.zeros(100)
+    net.flat, net.bias = nn.Parameter(numbers), nn.Parameter(numbers[10:20])
+    net.weight = nn.Parameter(numbers[20:].view(8, 10))
+    with pytest.raises(ValueError, match="'flat' and 'weight' are two parameters"): weights(net)

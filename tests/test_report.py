@@ -9,7 +9,9 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from prunelab.core import seeded, weights
+from prunelab.lab.answers import answers
 from prunelab.lab.models import lenet5, resnet18
+from prunelab.probes import feature_variance
 from prunelab.report import REST, macs, plot_layers, sizes, sparse_bytes, stored, table
 
 @pytest.fixture
@@ -239,3 +241,22 @@ def test_plot_layers(net):
 
 def test_plot_layers_with_exclusion(net):
     assert len(plot_layers(net, exclude='conv*').lines[0].get_ydata()) == 2
+
+class Counts(nn.Module):
+    "Remembers in an attribute and in a buffer how often it was called"
+    def __init__(self):
+        super().__init__()
+        self.fc, self.calls = nn.Linear(4, 2), 0
+        self.register_buffer('also', torch.zeros(()))
+    def forward(self, x):
+        self.calls += 1
+        self.also += 1
+        return self.fc(x)
+
+@pytest.mark.parametrize('look', [lambda net, x: macs(net, x), lambda net, x: feature_variance(net, [(x, x)]),
+                                  lambda net, x: answers(net, [(x, torch.zeros(8, dtype=torch.long))])])
+def test_a_network_that_remembers_forgets_what_it_was_measured_with(look):
+    net, x = Counts(), torch.randn(8, 4)
+    net(x)
+    look(net, x)
+    assert net.calls == 1 and net.also == 1 and net.training

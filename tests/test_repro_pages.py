@@ -171,7 +171,7 @@ def test_no_loss_is_a_bound_and_not_a_mean(mean, upper, said, tmp_path):
     "A mean below the margin shows nothing while the bound is above it"
     page = run(PAGES[1], results(tmp_path/'results', STATES['none']))
     d = Difference(mean, mean - .1, upper + .02, mean - .05, upper, .05, .5, 5, 10_000)
-    page['best_known'] = lambda *args, **kwargs: (d, ([], []), 2)       # what the page's function finds
+    page['known_difference'] = lambda *args, **kwargs: (d, ([], []))       # what the page's function finds
     assert said in page['verdict']('away and back')
 
 def test_worse_is_said_to_be_worse(tmp_path):
@@ -180,15 +180,6 @@ def test_worse_is_said_to_be_worse(tmp_path):
     assert page['known']['lenet5-mnist'].low > 0 and 'worse than' in page['primary_told']('lenet5-mnist')
     page = run(PAGES[2], results(tmp_path/'extreme', p=p))
     assert page['known']['lenet5-mnist'].high < 0 and 'below LAMP' in page['primary_told']('lenet5-mnist')
-
-def test_today_s_rows_replace_earlier_ones_only_as_a_whole(tmp_path):
-    whole = run(PAGES[1], results(tmp_path/'all'))
-    part = run(PAGES[1], results(tmp_path/'some', lambda e, seed: 'random' not in e.name))
-    assert whole['is_complete']('lenet300-mnist') and not part['is_complete']('lenet300-mnist')
-    assert set(part['runs']('lenet300-mnist')['name']) == {''}
-    third = run(PAGES[2], results(tmp_path/'third', lambda e, seed: 'hybrid: ERK' not in e.name))
-    assert third['protocol']('lenet5-mnist', 'hybrid') == 'protocol 1'
-    assert third['protocol']('lenet5-mnist', 'found') == 'protocol 2'
 
 DIGITS = 'lenet300-digits'
 

@@ -16,7 +16,9 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.learner import Learner
 from fastai.optimizer import SGD
+from fastai.torch_core import trainable_params
 from safetensors.torch import load
+from torch import nn
 from prunelab import resume
 from prunelab.callbacks import PruneCB
 from prunelab.core import seeded
@@ -101,6 +103,33 @@ def test_each_part_is_needed(tmp_path, whole, monkeypatch, part):
     get, _ = resume.PARTS[part]
     monkeypatch.setitem(resume.PARTS, part, (get, lambda learn, saved: None))
     assert not same(fit(tmp_path), whole)
+
+class Remembers(nn.Module):
+    "Adds what it has put out before, from batch to batch"
+    def __init__(self, inside):
+        super().__init__()
+        self.inside, self.before, self.calls = inside, [torch.zeros(())], 0
+    def forward(self, x):
+        out = self.inside(x)
+        self.before, self.calls = [.5*self.before[0] + out.mean().detach()], self.calls + 1
+        return out + self.before[0]*self.calls/100
+
+@pytest.mark.parametrize('stop', AT[:3])
+def test_what_layers_remember(tmp_path, stop):
+    "A hidden state in an attribute, which no `state_dict` has"
+    def remembering(folder, stop=()):
+        learn = learner(folder)
+        learn.model = Remembers(learn.model)
+        learn.splitter = trainable_params
+        cbs = [METHODS['random'](), PruneCheckpoint(folder/'run', 0), Stop(*stop)]
+        try: learn.fit_one_cycle(3, 1e-2, cbs=cbs)
+        except Killed: assert stop
+        return learn
+    whole = remembering(tmp_path/'whole')
+    remembering(tmp_path, stop)
+    again = remembering(tmp_path)
+    assert same(again, whole) and again.model.before == whole.model.before
+    assert again.model.calls == whole.model.calls > 0
 
 def test_the_random_state_after_the_fit(tmp_path, whole):
     after = torch.get_rng_state()

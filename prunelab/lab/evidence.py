@@ -6,7 +6,7 @@ Docs: https://prunelab.github.io/prunelab/lab/evidence.html.md"""
 
 # %% auto #0
 __all__ = ['MIXED', 'EMPTY', 'Evidence', 'gather', 'Arm', 'tallies', 'percent', 'one_dense', 'compared', 'pattern', 'Missing',
-           'missing', 'line_of', 'old_difference', 'best_known', 'entry']
+           'missing', 'known_difference', 'entry']
 
 # %% ../../nbs/lab/13_evidence.ipynb #evi00003
 import re
@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from os.path import commonprefix
 
 import numpy as np, pandas as pd
-from .compare import over_seeds, paired
+from .compare import paired
 from .experiment import Experiment, check_same_dense, done_by_name
 
 # %% ../../nbs/lab/13_evidence.ipynb #evi00006
@@ -130,63 +130,34 @@ def missing(
     return Missing(sum(units.values()), sum(len(e.seeds) for e in fit), minutes, command)
 
 # %% ../../nbs/lab/13_evidence.ipynb #evi00019
-EMPTY = {'A, %': '', 'B, %': '', 'A − B, points': '', 'detectable': '', 'n': ''}
-
-def line_of(
-    d, # `Difference`; in points of error if `error`
-    right:tuple, # For A and B: numbers of right answers, one for each seed
-    error:bool, # Percent wrong instead of percent right?
-    rows:str, # Where it comes from
-) -> dict:
-    "A difference with everything that belongs to it"
-    a, b = (percent(r, d.images, error) for r in right)
-    over = f'{d.seeds} seeds × {d.images:,} images' if d.seeds > 1 else f'1 network, {d.images:,} images'
-    if d.over == 'seeds': over = f'{d.seeds} seeds'
-    # z in a format: what rounds to 0 has no minus sign
-    return {'A, %': a, 'B, %': b, 'A − B, points': f'{d.mean:+z.2f} [{d.low:+z.2f}, {d.high:+z.2f}]',
-            'detectable': f'{d.detectable:.2f}', 'n': over, 'rows': rows}
-
-def old_difference(
-    old:tuple, # For A and B: {seed: (right answers, images)}, rows of protocol 1
-    error:bool=False, # A − B in points of error?
-): # (`Difference` over seeds, right answers of A and of B), or None for fewer than two common seeds
-    "A comparison of rows that only count"
-    a, b = old
-    seeds = sorted(a.keys() & b.keys())
-    if len(seeds) < 2: return None
-    images = {n for side in old for seed, (_, n) in side.items() if seed in seeds}
-    if len(images) > 1: raise ValueError(f'arms that were counted on {sorted(images)} images')
-    n, sign = images.pop(), -1 if error else 1
-    points = [sign*100*(a[s][0] - b[s][0])/n for s in seeds]
-    return over_seeds(points, n), ([a[s][0] for s in seeds], [b[s][0] for s in seeds])
-
-# %% ../../nbs/lab/13_evidence.ipynb #evi00025
-def best_known(
+def known_difference(
     found:Evidence,
     a:Arm,
     b:Arm,
-    old:tuple=({}, {}), # For A and B: {seed: (right answers, images)}, rows of protocol 1
     error:bool=False, # In errors, where a positive difference is bad?
-): # (`Difference`, right answers of A and of B by seed, protocol), or None
-    "A − B: from today's rows if they are complete, else from earlier ones, else nothing"
-    same = one_dense(found, [a.name, b.name])
-    d = None
-    if same: d = compared(found, b, a) if error else compared(found, a, b)
-    if d is not None:
-        return d, tuple([t['right'] for t in tallies(found, arm).values()] for arm in (a, b)), 2
-    earlier = old_difference(old, error)
-    return earlier and (*earlier, 1)
+): # (`Difference`, right answers of A and of B by seed), or None while rows are missing or networks differ
+    "A − B, if it is known"
+    if not one_dense(found, [a.name, b.name]): return None
+    d = compared(found, b, a) if error else compared(found, a, b)
+    return d and (d, tuple([t['right'] for t in tallies(found, arm).values()] for arm in (a, b)))
+
+# %% ../../nbs/lab/13_evidence.ipynb #evi00025
+EMPTY = {'A, %': '', 'B, %': '', 'A − B, points': '', 'detectable': '', 'n': ''}
 
 def entry(
     found:Evidence,
     a:Arm,
     b:Arm,
-    old:tuple=({}, {}), # For A and B: {seed: (right answers, images)}, rows of protocol 1
-    error:bool=False, # In errors, where a positive difference is bad?
-) -> dict: # Of texts: both arms, their difference, detectable, n, and which rows
-    "A line of a table, and what is missing"
-    known, lack = best_known(found, a, b, old, error), missing(found, [a.name, b.name])
-    if not one_dense(found, [a.name, b.name]): lack = f'more than one dense network, {MIXED}'
-    if known is None: return {**EMPTY, 'rows': str(lack)}
-    d, right, protocol = known
-    return line_of(d, right, error, 'protocol 2' if protocol == 2 else f'protocol 1 (protocol 2: {lack})')
+    error:bool=False, # Percent wrong instead of percent right?
+) -> dict: # Of texts: both arms, their difference, detectable, n, and whether all rows are there
+    "A line of a table, or what it takes to complete it"
+    known, names = known_difference(found, a, b, error), [a.name, b.name]
+    if not one_dense(found, names): return {**EMPTY, 'rows': f'more than one dense network, {MIXED}'}
+    if known is None: return {**EMPTY, 'rows': str(missing(found, names))}
+    d, right = known
+    in_percent = [percent(r, d.images, error) for r in right]
+    n = f'{d.seeds} seeds × {d.images:,} images' if d.seeds > 1 else f'1 network, {d.images:,} images'
+    # z in a format: what rounds to 0 has no minus sign
+    return {'A, %': in_percent[0], 'B, %': in_percent[1],
+            'A − B, points': f'{d.mean:+z.2f} [{d.low:+z.2f}, {d.high:+z.2f}]',
+            'detectable': f'{d.detectable:.2f}', 'n': n, 'rows': 'complete'}
