@@ -229,11 +229,10 @@ def to_sparse_cpu(
         raise ValueError(f'{n} is {p.dtype} on {p.device}: sparse layers need float32 or float64 on the CPU, '
                          'call model.cpu().float() first')
     linear = [m for m in model.modules() if type(m) is nn.Linear]       # a subclass may do something else
-    zeros = {m: int((m.weight == 0).sum()) for m in linear}
-    chosen = [m for m, n in zeros.items() if n >= round(at*m.weight.numel())]     # as a pruner rounds
+    zeros = {m: int((m.weight == 0).sum())/max(m.weight.numel(), 1) for m in linear}      # exact, in float64
+    chosen = [m for m, share in zeros.items() if share >= at]
     if chosen:
         copies = {id(m): SparseLinear(m) for m in chosen}
         return copy.deepcopy(model, copies).eval()          # takes these as the copies of the chosen ones
-    sparsest = max((n/m.weight.numel() for m, n in zeros.items()), default=0)
     raise ValueError(f'none of {len(zeros)} nn.Linear is at least {at:.0%} zeros, the sparsest has '
-                     f'{sparsest:.1%}: prune further, or lower `at`')
+                     f'{max(zeros.values(), default=0):.1%}: prune further, or lower `at`')

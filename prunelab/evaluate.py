@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from .core import eval_mode, memory, recall, seeded
+from .core import eval_mode, memory, recall, seeded, undisturbed
 
 # %% ../nbs/05c_evaluate.ipynb #05e00018
 def _names_of(model):
@@ -114,7 +114,7 @@ def _one_pass(model, members, dl, metric, n_inp=None):
     "The metric's sum for each member, and over how many values, in one pass over `dl`"
     device = next(model.parameters()).device
     totals, n = torch.zeros(len(members), dtype=torch.float64, device=device), 0
-    with eval_mode(model), torch.autocast(device.type, enabled=False):
+    with undisturbed(model), eval_mode(model), torch.autocast(device.type, enabled=False):
         versions = [_Version(model, member, memory(model)) for member in members]
         for seed, batch in enumerate(dl):
             xs, ys = _split(batch, device, n_inp)

@@ -8,7 +8,7 @@ Docs: https://prunelab.github.io/prunelab/gradient_scores.html.md"""
 __all__ = ['evaluating', 'gradient', 'snip', 'grasp', 'synflow', 'iterated']
 
 # %% ../nbs/03b_gradient_scores.ipynb #61412528
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial, update_wrapper
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .core import eval_mode
+from .core import eval_mode, undisturbed
 
 # %% ../nbs/03b_gradient_scores.ipynb #b6fcab11
 @contextmanager
@@ -52,10 +52,16 @@ def _substituted(
 ): # What `then` returns
     "Run the model with other tensors, which stay until `then` is over"
     inside = {f'model.{n}': t for n, t in tensors.items()}
-    # cuDNN's recurrent layers have no backward pass in eval mode, and torch's own have one
-    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
-    own = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
-    with evaluating(model), own: return functional_call(_Then(model, then), inside, tuple(xs))
+    with undisturbed(model), evaluating(model), _differentiable(model):
+        return functional_call(_Then(model, then), inside, tuple(xs))
+
+@contextmanager
+def _differentiable(model):
+    "cuDNN's recurrent layers have no backward pass in eval mode; PyTorch's own ones have"
+    cudnn, before = torch.backends.cudnn, torch.backends.cudnn.enabled
+    if any(isinstance(m, nn.RNNBase) for m in model.modules()): cudnn.enabled = False
+    try: yield
+    finally: cudnn.enabled = before
 
 # %% ../nbs/03b_gradient_scores.ipynb #93ad0011
 def _mean_loss(loss_func, out, ys):

@@ -139,7 +139,7 @@ class _CheckLast(Removable):
     order = 99
     def __init__(self, holder): self.holder = holder
     def after_fit(self):
-        if not self.holder.missing(): self.holder.recheck()
+        if self.holder.learn is not None and not self.holder.missing(): self.holder.recheck()
 
 def holder_of(
     learn:Learner, # With or without a holder

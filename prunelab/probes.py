@@ -15,7 +15,7 @@ import torch
 from fastai.callback.hook import Hooks
 from torch import nn
 
-from .core import weights
+from .core import undisturbed, weights
 from .gradient_scores import evaluating, gradient
 
 # %% ../nbs/10_probes.ipynb #c6cc020b
@@ -44,7 +44,7 @@ def feature_variance(
     found = {name: m for name, m in model.named_modules() if isinstance(m, layers)}
     if not found: raise ValueError(f'the model has no layer of the types {layers}')
     total, n = {}, 0
-    with evaluating(model), Hooks(list(found.values()), _variance) as hooks:
+    with undisturbed(model), evaluating(model), Hooks(list(found.values()), _variance) as hooks:
         for *xs, _ in _batches(model, dl):
             model(*xs)
             n += 1
@@ -113,9 +113,9 @@ def _forget(norms):
         m.train()
 
 def _norms_of(model):
-    "BatchNorm layers with running statistics"
+    "{BatchNorm layer with running statistics: its momentum}"
     kinds = nn.modules.batchnorm._BatchNorm
-    return [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
+    return {m: m.momentum for m in model.modules() if isinstance(m, kinds) and m.track_running_stats}
 
 @torch.no_grad()
 def recalibrate_bn(
@@ -127,10 +127,11 @@ def recalibrate_bn(
     if n_batches is not None and n_batches < 1:
         raise ValueError(f'n_batches is at least 1, or None for all, got {n_batches}')
     norms, some_batches = _norms_of(model), islice(_batches(model, dl), n_batches)
-    with evaluating(model):
-        for i, (*xs, _) in enumerate(some_batches):
-            if i == 0: _forget(norms)            # not before there is a batch to learn from
-            model(*xs)
-        found = [(b, b.clone()) for m in norms for b in m.buffers()]
-    for b, estimate in found: b.copy_(estimate)      # behind the block, which puts back what was there before
+    try:
+        with evaluating(model):
+            for i, (*xs, _) in enumerate(some_batches):
+                if i == 0: _forget(norms)        # not before there is a batch to learn from
+                model(*xs)
+    finally:
+        for m, momentum in norms.items(): m.momentum = momentum
     return model

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .core import eval_mode, weights
+from .core import eval_mode, undisturbed, weights
 from .masks import empty_layers, warn_of_empty
 
 # %% ../nbs/07_report.ipynb #f8a20c14
@@ -88,7 +88,7 @@ def _place(w):
 def _count(model, ws, xs):
     "({name: MACs}, names of operations that may have been missed)"
     count = _ByWeight(ws)
-    with eval_mode(model), count.counter, count: model(*xs)
+    with undisturbed(model), eval_mode(model), count.counter, count: model(*xs)
     return count.macs, sorted(count.uncounted)
 
 def macs(

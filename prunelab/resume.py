@@ -220,17 +220,12 @@ def put_loaders(
 def model_state(
     learn:Learner,
 ) -> dict: # Data
-    "Parameters, buffers, gradients, which parameters are frozen, and what the layers remember"
+    "Parameters, buffers, gradients, and which parameters are frozen"
     params = dict(learn.model.named_parameters())
     grads = {n: p.grad for n, p in params.items() if p.grad is not None}
     return {'tensors': {n: t.detach() for n, t in [*params.items(), *learn.model.named_buffers()]},
             'grads': {n: g if g.any() else None for n, g in grads.items()},
-            'frozen': [n for n, p in params.items() if not p.requires_grad],
-            'memory': {n: _memory(m) for n, m in learn.model.named_modules()}}
-
-def _memory(module):
-    "Attributes that are data, such as a hidden state; what begins with _ belongs to torch"
-    return {k: v for k, v in vars(module).items() if not k.startswith('_') and is_data(v)}
+            'frozen': [n for n, p in params.items() if not p.requires_grad]}
 
 @torch.no_grad()
 def put_model(
@@ -246,7 +241,6 @@ def put_model(
         if n not in saved['grads']: continue
         p.grad = torch.zeros_like(p)
         if saved['grads'][n] is not None: p.grad.copy_(saved['grads'][n])
-    for n, m in learn.model.named_modules(): vars(m).update(saved['memory'][n])
 
 # %% ../nbs/09_resume.ipynb #e9500035
 def optimizer_state(
@@ -353,7 +347,7 @@ def put(
     for part, data in saved.items(): PARTS[part][1](learn, data)
 
 # %% ../nbs/09_resume.ipynb #e9500046
-FORMAT = {'format': 'prunelab-resume', 'version': '3'}
+FORMAT = {'format': 'prunelab-resume', 'version': '2'}
 
 def previous(
     path:Path, # A checkpoint
@@ -516,6 +510,7 @@ def before_fit(self:PruneCheckpoint):
     self.saved = last_state(self.file)
     if self.saved: self._refuse_another_run()
     self.begun, self.last_time, self.unkept = True, time.monotonic(), _unkept(self.learn)
+    self.passing = _passing(self.learn.model)
     if not self.saved: return
     if not self.saved['finished']: return self._go_on()
     print(f'{self.file}: this fit is finished, its end is put back; to train again, delete {self.path}')
@@ -637,11 +632,33 @@ def write(self:PruneCheckpoint,
 ):
     "Write a checkpoint now"
     self._warn_of_loss()
+    if not finished: self._warn_of_forgetting()
     place = {'epoch': self.learn.epoch, 'batch': batch, 'finished': finished}
     write_state(self.file, {'facts': self.facts, 'start': self.start, 'machine': _machine(), **place,
                             'begin': getattr(self, 'begin', None), 'parts': take(self.learn)})
     self.last_time = time.monotonic()
     if self.number: previous(self._file_of(self.number - 1)).unlink(missing_ok=True)    # it has served
+
+def _passing(model):
+    "{(layer, attribute): tensors} of what isn't in parameters and buffers, such as a hidden state"
+    return {(layer, k): v for layer, m in model.named_modules() for k, v in vars(m).items()
+            if not k.startswith('_') and _holds_tensors(v)}
+
+def _holds_tensors(x):
+    if isinstance(x, (list, tuple)): return any(map(_holds_tensors, x))
+    return isinstance(x, torch.Tensor)
+
+@patch
+def _warn_of_forgetting(self:PruneCheckpoint):
+    "Say once if layers remember something that no checkpoint has"
+    if self.passing is None: return
+    now = _passing(self.learn.model)
+    lost = ['.'.join(filter(None, at)) for at, v in now.items() if self.passing.get(at) is not v]
+    if not lost: return
+    self.passing = None
+    warnings.warn(f'{lost} of the network changed while it trained. A checkpoint keeps parameters and '
+                  'buffers only, so after a kill these are what the constructor makes. If the network '
+                  'needs them from batch to batch, register them as buffers')
 
 @patch
 def _warn_of_loss(self:PruneCheckpoint):

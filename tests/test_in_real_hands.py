@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 import prunelab.pareto as pareto
 from prunelab.allocation import erk, global_, proportional
 from prunelab.callbacks import PruneCB
-from prunelab.core import generator, seeded, weights
+from prunelab.core import eval_mode, generator, seeded, weights
 from prunelab.evaluate import correct, evaluate_population, labels_right, metric_for, negative_error
 from prunelab.gradient_scores import gradient, grasp, iterated, snip, synflow
 from prunelab.hold import Removable
@@ -803,6 +803,20 @@ def test_a_callback_that_knows_the_holder_is_no_pruner(new_learner):
     learn.fit(1, .1)
     learn.hold_masks.finalize()
     assert mine in learn.cbs
+
+def test_a_scripted_network_gets_its_modes_back():
+    net = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Dropout()))
+    with eval_mode(net): assert not any(m.training for m in net.modules())
+    assert all(m.training for m in net.modules())
+
+def test_heads_that_are_columns_of_one_matrix():
+    "Their addresses interleave, and no number belongs to two of them"
+    net, numbers = nn.Module(), torch.randn(16, 40)
+    for i in range(5): net.add_module(f'head{i}', nn.Linear(8, 16, bias=False))
+    for i in range(5): net.get_submodule(f'head{i}').weight = nn.Parameter(numbers[:, 8*i:8*i + 8])
+    assert len(weights(net)) == 5
+    net.head4.weight = nn.Parameter(numbers[:, 31:39])
+    with pytest.raises(ValueError, match="'head3.weight' and 'head4.weight' are two parameters"): weights(net)
 
 def test_three_parameters_in_one_memory():
     "The first and the last overlap, and the one in between lies inside of the first"

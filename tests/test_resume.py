@@ -105,31 +105,36 @@ def test_each_part_is_needed(tmp_path, whole, monkeypatch, part):
     assert not same(fit(tmp_path), whole)
 
 class Remembers(nn.Module):
-    "Adds what it has put out before, from batch to batch"
-    def __init__(self, inside):
+    "Adds what it has put out before, from batch to batch; kept in a buffer or in an attribute"
+    def __init__(self, inside, buffer):
         super().__init__()
-        self.inside, self.before, self.calls = inside, [torch.zeros(())], 0
+        self.inside = inside
+        if buffer: self.register_buffer('before', torch.zeros(()))
+        else: self.before = torch.zeros(())
     def forward(self, x):
         out = self.inside(x)
-        self.before, self.calls = [.5*self.before[0] + out.mean().detach()], self.calls + 1
-        return out + self.before[0]*self.calls/100
+        self.before = .5*self.before + out.mean().detach()
+        return out + self.before
 
-@pytest.mark.parametrize('stop', AT[:3])
-def test_what_layers_remember(tmp_path, stop):
-    "A hidden state in an attribute, which no `state_dict` has"
-    def remembering(folder, stop=()):
-        learn = learner(folder)
-        learn.model = Remembers(learn.model)
-        learn.splitter = trainable_params
-        cbs = [METHODS['random'](), PruneCheckpoint(folder/'run', 0), Stop(*stop)]
-        try: learn.fit_one_cycle(3, 1e-2, cbs=cbs)
-        except Killed: assert stop
-        return learn
-    whole = remembering(tmp_path/'whole')
-    remembering(tmp_path, stop)
-    again = remembering(tmp_path)
-    assert same(again, whole) and again.model.before == whole.model.before
-    assert again.model.calls == whole.model.calls > 0
+def remembering(folder, buffer, stop=()):
+    learn = learner(folder)
+    learn.model = Remembers(learn.model, buffer)
+    learn.splitter = trainable_params
+    cbs = [METHODS['random'](), PruneCheckpoint(folder/'run', 0), Stop(*stop)]
+    try: learn.fit_one_cycle(2, 1e-2, cbs=cbs)
+    except Killed: assert stop
+    return learn
+
+def test_a_network_that_remembers_in_a_buffer(tmp_path, recwarn):
+    whole = remembering(tmp_path/'whole', True)
+    remembering(tmp_path, True, ('after_batch', 17))
+    assert same(remembering(tmp_path, True), whole)
+    assert not [w for w in recwarn if 'of the network changed' in str(w.message)]
+
+def test_a_network_that_remembers_elsewhere_is_told(tmp_path):
+    with pytest.warns(UserWarning, match=r"\['before'\] of the network changed") as said:
+        remembering(tmp_path, False)
+    assert sum('of the network changed' in str(w.message) for w in said) == 1       # not at every batch
 
 def test_the_random_state_after_the_fit(tmp_path, whole):
     after = torch.get_rng_state()
