@@ -639,6 +639,7 @@ def write(self:PruneCheckpoint,
     self.last_time = time.monotonic()
     if self.number: previous(self._file_of(self.number - 1)).unlink(missing_ok=True)    # it has served
 
+# %% ../nbs/09_resume.ipynb #e9500070
 def _passing(model):
     "{(layer, attribute): tensors} of what isn't in parameters and buffers, such as a hidden state"
     return {(layer, k): v for layer, m in model.named_modules() for k, v in vars(m).items()
