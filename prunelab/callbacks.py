@@ -35,6 +35,7 @@ class PruneCB(Removable):
     order = 65                          # after the holder (55)
     run_valid = False                   # batches of validation are none of its business
     is_pruner = True                    # the holder asks for it
+    in_event = False                    # is fastai calling it? Then the training has a batch of now
 
     def __init__(self,
         sparsity:float, # Target: fraction removed of weights not excluded, in [0,1); None: `propose` finds it
@@ -66,6 +67,12 @@ def _refuse_bad_arguments(sparsity, score, allocation, schedule, seed):
 
 # %% ../nbs/06_callbacks.ipynb #6ca11b02
 @patch
+def __call__(self:PruneCB, event_name):
+    self.in_event = True
+    try: return Removable.__call__(self, event_name)
+    finally: self.in_event = False
+
+@patch
 def begin_schedule(self:PruneCB):
     "Nothing has been pruned yet"
     self.done = 0                       # moments of the schedule that have been taken
@@ -82,8 +89,18 @@ def learn(self:PruneCB): return self.__dict__.get('_learn')
 @patch(set_prop=True)
 def learn(self:PruneCB, learn):
     "fastai assigns it when a callback comes and goes: here the pruner finds its weights and its holder"
-    if learn is not None: self.attach(learn)
+    if learn is not None:
+        self._refuse_two_learners(learn)
+        self.attach(learn)
     self.__dict__['_learn'] = learn
+
+@patch
+def _refuse_two_learners(self:PruneCB, learn):
+    "Raise a `ValueError` if this callback is still on another `Learner`"
+    before = self.learn
+    if before is None or before is learn or not any(c is self for c in before.cbs): return
+    raise ValueError('this pruner is on another Learner: make a new one for each, or call remove_cb there '
+                     'first')
 
 @patch
 def attach(self:PruneCB,
@@ -163,22 +180,30 @@ def alone(self:PruneCB) -> bool:
 def batch(self:PruneCB) -> tuple: # (inputs, targets), each a tuple of tensors
     "The current training batch, of all processes, or the first one where no training is running"
     learn, device = self.learn, next(self.learn.model.parameters()).device
-    training = getattr(learn, 'training', False) and getattr(learn, 'xb', (None,))[0] is not None
-    if training: return (learn.xb, learn.yb) if self.alone else gathered((learn.xb, learn.yb), device)
+    # a fit that was interrupted leaves its batch behind, so we trust it during an event only
+    training = self.in_event and getattr(learn, 'training', False)
+    if training and getattr(learn, 'xb', (None,))[0] is not None:
+        return (learn.xb, learn.yb) if self.alone else gathered((learn.xb, learn.yb), device)
     batch = to_device(_first_batch(learn.dls.train, self.seed), device)
     n = getattr(learn.dls, 'n_inp', max(len(batch) - 1, 1))
     return tuple(batch[:n]), tuple(batch[n:])
 
 def _first_batch(loader, seed):
     "The first batch of fastai's loader or of PyTorch's, without changing the loader's next shuffle"
-    order, gen = copy.deepcopy(getattr(loader, 'rng', None)), getattr(loader, 'generator', None)
-    state = gen.get_state() if gen else None
+    order = copy.deepcopy(getattr(loader, 'rng', None))
+    positions = [(g, g.get_state()) for g in _generators(loader)]
     with seeded(seed):
         batch = loader.one_batch() if hasattr(loader, 'one_batch') else next(iter(loader), None)
     if batch is None: raise ValueError('the score asks for a batch, and the training loader has none')
     if order: loader.rng = order
-    if gen: gen.set_state(state)
+    for gen, position in positions: gen.set_state(position)
     return batch
+
+def _generators(loader):
+    "Those of torch that decide the order: of the loader, and of its samplers"
+    sampler, of_batches = (getattr(loader, k, None) for k in ('sampler', 'batch_sampler'))
+    found = (getattr(x, 'generator', None) for x in (loader, sampler, getattr(of_batches, 'sampler', None)))
+    return [g for g in found if isinstance(g, torch.Generator)]
 
 @patch
 def offers(self:PruneCB) -> dict: # {name: function without arguments}, see `score_with`
@@ -204,7 +229,7 @@ def prune_at(self:PruneCB,
 ):
     "Propose at progress `t`, hand the masks to the holder, and add a row to the history"
     if self.done == 0: self.initial_sparsity = sparsity(self.masks)
-    self._refuse_lower_target()
+    self._refuse_lower_target(self.initial_sparsity)
     masks, values = self._checked(self.propose(t)) if self.alone else self._agreed(t)
     self.holder.set_masks(masks, values)
     layers = {n: 1 - m.float().mean().item() for n, m in self.masks.items()}
@@ -224,10 +249,10 @@ def _agreed(self:PruneCB, t):
     return of_first(masks, device), of_first(values or {}, device)
 
 @patch
-def _refuse_lower_target(self:PruneCB):
+def _refuse_lower_target(self:PruneCB, masked):
     n = sum(m.numel() for m in self.masks.values())
-    if self.target is None or round(self.target*n) >= round(self.initial_sparsity*n): return
-    raise ValueError(f'{self.initial_sparsity:.2%} of these weights are masked already, more than the target '
+    if self.target is None or round(self.target*n) >= round(masked*n): return
+    raise ValueError(f'{masked:.2%} of these weights are masked already, more than the target '
                      f'{self.target:.4g}: a lower target needs finalize() first, to start afresh')
 
 @patch
@@ -266,12 +291,14 @@ def finished(self:PruneCB) -> bool:
 # %% ../nbs/06_callbacks.ipynb #6ca11b23
 @patch
 def before_train(self:PruneCB):
+    if self.done == 0: self._refuse_lower_target(sparsity(self.masks))      # and not at a late moment
     for other in self.holder.pruners():
         if other is not self: self._refuse_contradiction(other)
 
 @patch
 def _refuse_contradiction(self:PruneCB, other):
     "Raise a `ValueError` if all that `other` prunes, and more than this one wants, is also this one's"
+    if self.finished: return                              # it has what it wanted, and lets others go on
     if None in (self.target, other.target) or not set(self.names) >= set(other.names): return
     wanted, made = (round(cb.target*sum(m.numel() for m in cb.masks.values())) for cb in (self, other))
     one_after_the_other = self.schedule.at[-1] < other.schedule.at[0]
@@ -294,6 +321,13 @@ def after_train(self:PruneCB):
     if self.epoch == self.n_epoch - 1: self.advance(1.)
 
 PruneCB.after_cancel_epoch = PruneCB.after_train      # a cancelled epoch has no after_train
+
+@patch
+def after_cancel_fit(self:PruneCB):
+    "Say so if somebody stopped the fit on the way to the target"
+    if in_lr_find(self.learn) or not 0 < self.done < len(self.schedule.at): return
+    warnings.warn(f'the fit was stopped, and {type(self).__name__} is at {sparsity(self.masks):.2%}, not yet '
+                  'at its target: its schedule goes on in the next fit with this callback')
 
 # %% ../nbs/06_callbacks.ipynb #6ca11b36
 @patch

@@ -6,7 +6,7 @@ Docs: https://prunelab.github.io/prunelab/core.html.md"""
 
 # %% auto #0
 __all__ = ['NOT_PRUNED', 'DTYPES', 'exclusions', 'weights', 'seeded', 'generator', 'eval_mode', 'memory', 'recall', 'undisturbed',
-           'inner_model']
+           'as_plain', 'inner_model']
 
 # %% ../nbs/00_core.ipynb #a632d4d7
 import random
@@ -243,6 +243,17 @@ def undisturbed(
         with torch.no_grad():
             for b, version, before in buffers:
                 if b._version != version and b.shape == before.shape: b.copy_(before)
+
+# %% ../nbs/00_core.ipynb #c0re0045
+def as_plain(
+    tensors, # Inputs, targets, or both
+    device, # Where they go
+) -> list: # Of tensors; `ValueError` if something else is among them
+    "Tensors without fastai's types"
+    odd = [type(t).__name__ for t in tensors if not isinstance(t, torch.Tensor)]
+    if not odd: return [t.as_subclass(torch.Tensor).to(device) for t in tensors]
+    raise ValueError(f'a batch has a {odd[0]} where a tensor is wanted: let the loader give tensors, and '
+                     'wrap the network so that it takes them')
 
 # %% ../nbs/00_core.ipynb #c0re0032
 def inner_model(

@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from .core import eval_mode, memory, recall, seeded, undisturbed
+from .core import as_plain, eval_mode, memory, recall, seeded, undisturbed
 
 # %% ../nbs/05c_evaluate.ipynb #05e00018
 def _names_of(model):
@@ -38,7 +38,7 @@ def correct(
 ): # One bool per example; `ValueError` if there is one score only, or y is something else
     "Is the largest score at the right class?"
     _refuse_no_classes(out, y)
-    return out.argmax(1) == y
+    return (out.argmax(1) == y) & ~out.isnan().any(1)      # of NaN, the first is the largest
 
 def _refuse_no_classes(out, y):
     "Raise a `ValueError` unless there are scores of several classes, and a whole number for each example"
@@ -56,7 +56,7 @@ def labels_right(
     threshold:float=0., # Above it the answer is yes: 0 for logits, .5 for probabilities
 ): # One fraction per example
     "How many of an example's labels are right?"
-    right = (out > threshold) == (y.reshape(out.shape) > .5)
+    right = ((out > threshold) == (y.reshape(out.shape) > .5)) & ~out.isnan()
     return right.float().reshape(len(out), -1).mean(1)
 
 def negative_error(
@@ -105,7 +105,7 @@ class _Version:
 # %% ../nbs/05c_evaluate.ipynb #300ea3bf
 def _split(batch, device, n_inp):
     "(inputs, targets) of a batch, on the device and without fastai's types"
-    plain = [t.as_subclass(torch.Tensor).to(device) for t in batch]
+    plain = as_plain(batch, device)
     n_inp = len(plain) - 1 if n_inp is None else n_inp
     return plain[:n_inp], plain[n_inp:]
 
@@ -153,6 +153,7 @@ def evaluate_population(
 def _refuse_another_count(n, first):
     "Raise a `ValueError` unless a pass gave as many values as the first one"
     if n and n == first: return
+    if not first: raise ValueError('dl gave no values: is the validation set empty?')
     raise ValueError(f'this pass over dl gave {n} values, the first one {first}: dl must give the same '
                      'batches whenever it is iterated, a generator does not')
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .core import eval_mode, undisturbed
+from .core import as_plain, eval_mode, undisturbed
 
 # %% ../nbs/03b_gradient_scores.ipynb #b6fcab11
 @contextmanager
@@ -81,7 +81,7 @@ def _gradient(ws, model, batch, loss_func, create_graph=False, then=lambda leave
     _refuse_misfits(ws, model, batch)
     leaves = {n: w.detach().requires_grad_() for n, w in ws.items()}
     device = next(iter(leaves.values())).device
-    xs, ys = ([t.as_subclass(torch.Tensor).to(device) for t in ts] for ts in batch)
+    xs, ys = (as_plain(ts, device) for ts in batch)
     def gradients(out):
         loss = _mean_loss(loss_func, out, ys)
         gs = torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph,

@@ -11,6 +11,7 @@ __all__ = ['non_dominated', 'measure', 'fit', 'F1', 'F2', 'load_optuna', 'search
 import re
 import sqlite3
 import time
+import warnings
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
@@ -54,7 +55,7 @@ def measure(
 ) -> tuple: # (median accuracy, or metric, of the noisy ones; that without noise)
     "Prune `n` noisy copies and one without noise; evaluate them"
     if n < 1: raise ValueError(f'n is the number of draws, at least 1, got {n}')
-    ws, seeds = weights(model, exclude), np.atleast_1d(seed).tolist()
+    ws, seeds = weights(model, exclude), [*seed] if isinstance(seed, (tuple, list)) else [seed]
     draws = [(0, 0), *((sigma, first + i) for i in range(n))]           # the first one has no noise
     pruned = (stochastic_prune(ws, gamma, s, (*seeds, i), **prune) for s, i in draws)
     acc = evaluate_population(model, (apply_(noisy, masks) for masks, noisy in pruned), dl, metric)
@@ -215,7 +216,7 @@ def _name(
     return getattr(x, '__name__', None) or re.sub(r' at 0x\w+', '', repr(x))
 
 def _made_of(f, depth):
-    "Instructions, constants, defaults of a function, and what it closes over"
+    "Instructions, constants, defaults of a function, what it closes over, and the globals that it reads"
     def text(part):
         if isinstance(part, CodeType): return [part.co_code, part.co_names, *map(text, part.co_consts)]
         if isinstance(part, tuple): return [*map(text, part)]
@@ -223,6 +224,7 @@ def _made_of(f, depth):
         if part is None or isinstance(part, (int, float, complex, str, bytes)): return repr(part)
         return _name(part, depth - 1) if callable(part) else type(part).__name__
     inside = [c.cell_contents for c in f.__closure__ or ()]
+    inside += [(k, f.__globals__[k]) for k in f.__code__.co_names if k in f.__globals__]
     defaults = [*(f.__defaults__ or ()), *sorted((f.__kwdefaults__ or {}).items())]
     return str([text(part) for part in (f.__code__, *defaults, *inside)])
 
@@ -231,7 +233,7 @@ def _digest(tensors):
     "Twelve digits that stand for all bytes of some tensors"
     whole = sha256()
     for t in tensors:
-        plain = t.detach().as_subclass(torch.Tensor).cpu().flatten()
+        plain = t.detach().as_subclass(torch.Tensor).cpu().flatten().contiguous()
         whole.update(plain.view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()[:12]
 
@@ -282,6 +284,31 @@ def _open_study(storage, name, sampler, objective, settings):
     _same(study, settings)
     return study
 
+# %% ../nbs/40_pareto.ipynb #40sea002
+def _queued_again(study, trial):
+    "`trial`, which isn't lost if something stops it: for Optuna, Ctrl-C makes it a failed one"
+    def guarded(t):
+        try: return trial(t)
+        except BaseException:
+            _again(study, t)
+            raise
+    return guarded
+
+def _finish(study, trial, n_trials, progress):
+    "Run the trials that are missing"
+    optuna = load_optuna()
+    missing = n_trials - len(_finished(study))
+    enough = optuna.study.MaxTrialsCallback(n_trials, states=(optuna.trial.TrialState.COMPLETE,))
+    tried = _queued_again(study, trial)
+    if missing > 0: study.optimize(tried, missing, callbacks=[enough], show_progress_bar=progress)
+    _warn_of_no_value(len(_finished(study)), n_trials)
+
+def _warn_of_no_value(finished, wanted):
+    "A trial of which the objective is NaN fails in silence"
+    if finished >= wanted: return
+    warnings.warn(f'{finished} of {wanted} trials gave a value: the objective of the others is NaN. Look at '
+                  'metric=, the validation data and the network')
+
 # %% ../nbs/40_pareto.ipynb #fafc81d5
 def search(
     objective, # `F1`, `F2`, `fit`, or any function of (acc, det, gamma): one number or several, all maximised
@@ -301,9 +328,10 @@ def search(
     "Search noise and sparsity; resumes. Needs Optuna: `pip install 'prunelab[search]'`"
     optuna = load_optuna()
     sampler = sampler or optuna.samplers.NSGAIISampler
-    gamma = gamma or (.01 if objective is F2 else .3, .99)
+    if gamma is None: gamma = (.01 if objective is F2 else .3), .99
     _refuse_bad_search(model, dl, sigma, gamma, n_trials, n, sampler, prune)
-    settings = {'objective': _name(objective), 'sigma': list(sigma), 'gamma': list(gamma), 'n': n,
+    n, seed, sigma, gamma = int(n), int(seed), [*map(float, sigma)], [*map(float, gamma)]     # NumPy's, too
+    settings = {'objective': _name(objective), 'sigma': sigma, 'gamma': gamma, 'n': n,
                 'seed': seed, 'sampler': _name(sampler), 'labels': _digest(y for *_, y in dl),
                 **_network(model, **prune)}
     def trial(t):
@@ -317,11 +345,9 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _opened(storage) as (db, at_start, before_trial):
         name = name or f'{_name(objective)} {_name(sampler)}'
-        study = _open_study(db, name, sampler(seed=seed), objective, settings)
+        study = _open_study(db, name, sampler(seed=seed % 2**32), objective, settings)
         at_start(study)
-        missing = n_trials - len(_finished(study))
-        enough = optuna.study.MaxTrialsCallback(n_trials, states=(optuna.trial.TrialState.COMPLETE,))
-        if missing > 0: study.optimize(trial, missing, callbacks=[enough], show_progress_bar=progress)
+        _finish(study, trial, n_trials, progress)
     return study
 
 # %% ../nbs/40_pareto.ipynb #b84e4078

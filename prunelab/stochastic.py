@@ -28,7 +28,9 @@ def threshold(
 ) -> float: # τ, in the unit of the weights
     "The smallest magnitude that global magnitude pruning keeps"
     n = sum(w.numel() for w in ws.values())
-    return kth_largest(magnitude(ws), kept(n, sparsity)).value
+    k = kept(n, sparsity)
+    if k: return kth_largest(magnitude(ws), k).value
+    raise ValueError(f'at sparsity {sparsity:.4g} none of {n} weights is kept, so there is no smallest one')
 
 # %% ../nbs/12_stochastic.ipynb #12unit06
 def check_unit(
@@ -184,6 +186,9 @@ def propose(self:StochasticPruning,
         return apply_(values, masks)
     metric = self.metric or metric_for(self.learn.loss_func)
     n_inp = getattr(self.dls, 'n_inp', None)
+    if len(self.dls.loaders) < 2: raise ValueError('members are judged on validation data, and there is none')
     model, valid = inner_model(self.learn.model), whole(self.dls.valid)
     self.values = evaluate_shared(model, pruned, self.n, valid, metric, place(self.learn), n_inp)
-    return draw(self.select(self.values))
+    chosen = int(self.select(self.values))
+    if 0 <= chosen < self.n: return draw(chosen)
+    raise ValueError(f'select gave {chosen}: it must give the number of a member, from 0 to {self.n - 1}')

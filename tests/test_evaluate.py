@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from prunelab.basin import perturb, population
 from prunelab.core import seeded, weights
-from prunelab.evaluate import correct, evaluate_population
+from prunelab.evaluate import correct, evaluate_population, labels_right
 
 class Net(nn.Module):
     "A convolution, a normalisation with buffers, dropout and a classifier"
@@ -174,7 +174,8 @@ REFUSED = {
     'one dict': (dict(members={'fc.weight': torch.ones(1)}), 'pass a list'),
     'no chunk': (dict(chunk=0), 'at least 1'),
     'a mean': (dict(metric=F.cross_entropy), "reduction='none'"),
-    'no data': (dict(dl=[]), 'dl must give')}
+    'no data': (dict(dl=[]), 'is the validation set empty'),
+    'a dict': (dict(dl=[({'x': torch.zeros(2)}, torch.zeros(2))]), 'a dict where a tensor is wanted')}
 
 @pytest.mark.parametrize('what', REFUSED)
 def test_evaluation_refuses(net, dl, what):
@@ -193,3 +194,10 @@ def test_mixed_precision_is_off(net, dl):
     alone = evaluate_population(net, [{}], dl, loss)
     with torch.autocast('cpu', torch.bfloat16): inside = evaluate_population(net, [{}], dl, loss)
     assert torch.equal(alone, inside)
+
+@pytest.mark.parametrize('metric', [correct, labels_right])
+def test_what_is_no_number_is_never_right(metric):
+    "The largest of NaN is the first one, and NaN is not above a threshold: both would be right for zeros"
+    out, y = torch.full((4, 3), float('nan')), torch.zeros(4, dtype=torch.long)
+    if metric is labels_right: y = torch.zeros(4, 3)
+    assert metric(out, y).sum() == 0 and metric(torch.zeros(4, 3), y).sum() == 4

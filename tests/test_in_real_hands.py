@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 import fastai.callback.schedule     # gives Learner fine_tune
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -23,10 +23,11 @@ from optuna.storages import InMemoryStorage
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, prune, vector_to_parameters
+from torch.utils.data import TensorDataset
 from torch.utils.checkpoint import checkpoint
 import prunelab.pareto as pareto
 from prunelab.allocation import erk, global_, proportional
-from prunelab.callbacks import PruneCB
+from prunelab.callbacks import PruneCB, _first_batch
 from prunelab.core import eval_mode, generator, seeded, weights
 from prunelab.evaluate import correct, evaluate_population, labels_right, metric_for, negative_error
 from prunelab.gradient_scores import gradient, grasp, iterated, snip, synflow
@@ -34,7 +35,7 @@ from prunelab.hold import Removable
 from prunelab.masks import apply_, sparsity
 from prunelab.pareto import F2, front, search
 from prunelab.report import macs, table
-from prunelab.schedules import gradual, one_shot
+from prunelab.schedules import gradual, one_shot, steps
 from prunelab.scores import magnitude, score_with
 from prunelab.stochastic import StochasticPruning, best, median, stochastic_prune
 from .conftest import Pairs, mlp
@@ -824,3 +825,64 @@ def test_three_parameters_in_one_memory():
     net.flat, net.bias = nn.Parameter(numbers), nn.Parameter(numbers[10:20])
     net.weight = nn.Parameter(numbers[20:].view(8, 10))
     with pytest.raises(ValueError, match="'flat' and 'weight' are two parameters"): weights(net)
+
+# One pruner after another, and one on two Learners
+
+def test_a_sparser_pruner_may_follow_a_finished_one(new_learner):
+    learn = new_learner(cbs=PruneCB(.5))
+    learn.fit(1, .1)
+    learn.fit(1, .1, cbs=PruneCB(.8))
+    assert zeros(learn) == round(.8*N)
+    with pytest.raises(ValueError, match='wants 240 zeros'):        # while both are on their way
+        new_learner(cbs=PruneCB(.5, schedule=gradual(n=2))).fit(1, .1, cbs=PruneCB(.8, schedule=gradual(n=2)))
+
+def test_a_target_below_what_is_masked_is_refused_at_once(new_learner):
+    learn, seen = new_learner(), []
+    learn.prune(.6)
+    late, watch = PruneCB(.5, schedule=one_shot(.9)), Each('after_batch', lambda learn: seen.append(1))
+    with pytest.raises(ValueError, match='are masked already'): learn.fit(4, .1, cbs=[late, watch])
+    assert not seen
+
+def test_one_callback_is_on_one_learner(new_learner):
+    a, b, cb = new_learner(), new_learner(), PruneCB(.5)
+    a.add_cb(cb)
+    for put in (b.add_cb, b.prune, lambda cb: b.fit(1, .1, cbs=cb)):
+        with pytest.raises(ValueError, match='another Learner'): put(cb)
+    a.fit(1, .1)
+    assert zeros(a) == N//2 and zeros(b) == 0
+    a.remove_cb(cb)
+    b.fit(1, .1, cbs=cb)                                 # in turn it may go from one to the next
+    assert zeros(b) == N//2
+
+def test_an_interrupted_fit_leaves_no_batch_behind(new_learner):
+    "A score that asks for a batch gets the first one where no training is running, not the one before"
+    sizes = []
+    def asks(ws, batch):
+        sizes.append(len(batch[0][0]))
+        return magnitude(ws)
+    def interrupt(learn): raise KeyboardInterrupt
+    learn = new_learner()
+    with pytest.raises(KeyboardInterrupt): learn.fit(1, .1, cbs=Each('after_batch', interrupt))
+    learn.dls = new_learner(bs=4).dls
+    learn.prune(.5, score=asks)
+    learn.fit(1, .1, cbs=PruneCB(.7, score=asks))
+    assert sizes == [4, 4] and learn.training is False
+
+def test_a_stopped_fit_that_missed_its_target_says_so(new_learner):
+    def end(learn): raise CancelFitException
+    learn, cb = new_learner(), PruneCB(.5, schedule=steps(5, end=.9))
+    with pytest.warns(UserWarning, match='not yet at its target'):
+        learn.fit(4, .1, cbs=[cb, Each('after_epoch', end)])
+    assert 0 < zeros(learn) < N//2
+    learn.fit(4, .1, cbs=cb)
+    assert zeros(learn) == N//2
+
+def test_the_order_of_a_sampler_is_not_changed():
+    data = TensorDataset(torch.randn(16, 12), torch.randint(4, (16,)))
+    def order(look):
+        gen = torch.Generator().manual_seed(0)
+        sampler = torch.utils.data.RandomSampler(data, generator=gen)
+        loader = torch.utils.data.DataLoader(data, 4, sampler=sampler)
+        if look: _first_batch(loader, 0)
+        return [x[:, 0].tolist() for x, _ in loader]
+    assert order(True) == order(False)

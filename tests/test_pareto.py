@@ -333,3 +333,53 @@ def test_optuna_is_quiet_and_the_bar_is_optional(capfd):
     assert capfd.readouterr() == ('', '')
     look(progress=True)
     assert '5/5' in capfd.readouterr().err
+
+class Stopped(KeyboardInterrupt): "Somebody stops the search"
+
+@pytest.mark.parametrize('place', ['search.db', 'search.journal', 'memory'])
+def test_a_search_that_was_stopped_twice_loses_and_repeats_nothing(tmp_path, place):
+    "Ctrl-C is no kill: Optuna calls the trial failed"
+    storage = InMemoryStorage() if place == 'memory' else tmp_path/place
+    left = [2, 1]
+    def objective(acc, det, gamma):
+        if left and gamma != .5:                    # at .5 the search asks how many values there are
+            left[0] -= 1
+            if left[0] < 0:
+                left.pop(0)
+                raise Stopped
+        return acc, gamma
+    how = {'sampler': RandomSampler, 'gamma': (.1, .9)}
+    whole = look(**how)
+    for _ in range(2):
+        with pytest.raises(Stopped): look(objective, storage=storage, name='stopped', **how)
+    study = look(objective, storage=storage, name='stopped', **how)
+    def done(study): return sorted((t.user_attrs['draw'], *t.params.values(), *t.values)
+                                   for t in study.trials if t.state == TrialState.COMPLETE)
+    assert done(study) == done(whole) and len(done(study)) == 5
+
+def test_seeds_and_numbers_of_any_size_and_kind():
+    sigma, gamma = np.array([.01, .5]), np.array([.1, .9])
+    study = look(n_trials=1, seed=2**40 + 1, n=np.int64(1), sigma=sigma, gamma=gamma)
+    assert study.user_attrs['settings']['seed'] == 2**40 + 1
+    model, dl = task()
+    a, b = (measure(model, dl, .1, .5, seed=(2**63 + 5, 1), n=1) for _ in range(2))
+    assert a == b
+
+WEIGHT = .5
+def weighted(acc, det, gamma): return acc + WEIGHT*gamma
+
+def test_another_global_is_another_objective(monkeypatch):
+    storage = InMemoryStorage()
+    look(weighted, 1, storage=storage, name='weighted')
+    look(weighted, 2, storage=storage, name='weighted')
+    monkeypatch.setattr(sys.modules[__name__], 'WEIGHT', -5.)
+    with pytest.raises(ValueError, match='settings'): look(weighted, 3, storage=storage, name='weighted')
+
+def test_labels_in_a_column():
+    "A view with gaps between its numbers"
+    model, [(x, y), *_] = task()
+    look(n_trials=1, model=model, dl=[(x, torch.stack([y, y], 1)[:, 1])])
+
+def test_trials_without_a_value_are_told():
+    with pytest.warns(UserWarning, match='0 of 2 trials gave a value'):
+        look(n_trials=2, metric=lambda out, y: torch.full_like(out[:, 0], float('nan')))

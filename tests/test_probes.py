@@ -191,3 +191,26 @@ REFUSED = {
 def test_refused(net, dl, what):
     call, says = REFUSED[what]
     with pytest.raises(ValueError, match=says): call(net, dl)
+
+@pytest.mark.parametrize('layer, shape', [
+    (nn.Conv1d(4, 3, 1), (8, 4, 5)), (nn.Conv3d(4, 3, 1), (8, 4, 2, 3, 5)),
+    (nn.ConvTranspose2d(4, 3, 1), (8, 4, 5, 5)), (nn.BatchNorm2d(4), (8, 4, 5, 5)),
+    (nn.GroupNorm(2, 4), (8, 4, 5)), (nn.LayerNorm(5), (8, 4, 5))])
+def test_channels_are_where_the_layer_has_them(layer, shape):
+    with seeded(0): x = torch.randn(shape)
+    out = layer.eval()(x).detach()
+    last = isinstance(layer, nn.LayerNorm)
+    right = (out if last else out.movedim(1, -1)).flatten(0, -2).var(0).sum()
+    found = feature_variance(nn.Sequential(layer), [(x, x)], layers=(type(layer),))
+    assert found['0'] == pytest.approx(right.item(), rel=1e-5)
+
+@pytest.mark.parametrize('batches', [[1], [8, 1]])
+def test_a_failed_recalibration_leaves_the_old_statistics(batches):
+    "A batch of one item has no variance"
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with seeded(0): net(torch.randn(64, 4))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(ValueError, match='more than 1 value'):
+        recalibrate_bn(net, [(torch.randn(n, 4), torch.zeros(n)) for n in batches])
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net[1].momentum == .1 and net.training and net[1].training

@@ -317,3 +317,23 @@ def test_noise_on_the_excluded_layers_too(net):
     assert inner == ['3.weight'] and int((member['3.weight'] == 0).sum()) == 160
     assert not torch.equal(member['0.weight'], weights(net)['0.weight'])
     assert (member['0.weight'] != 0).all()
+
+SELECT = {'a tensor': (torch.argmax, None), 'too low': (lambda v: -1, 'from 0 to 2'),
+          'too high': (lambda v: 99, 'select gave 99')}
+
+@pytest.mark.parametrize('what', SELECT)
+def test_select_gives_the_number_of_a_member(new_learner, what):
+    select, says = SELECT[what]
+    learn, cb = new_learner(), StochasticPruning(.5, .1, n=3, select=select)
+    if says is None: learn.prune(cb)
+    else:
+        with pytest.raises(ValueError, match=says): learn.prune(cb)
+
+def test_without_validation_data(new_learner):
+    learn = new_learner()
+    learn.dls = type(learn.dls)(learn.dls.train)
+    with pytest.raises(ValueError, match='validation data, and there is none'):
+        learn.prune(StochasticPruning(.5, .1))
+
+def test_a_threshold_of_nothing():
+    with pytest.raises(ValueError, match='none of 100 weights'): threshold({'w': torch.randn(100)}, .999)
